@@ -1,0 +1,222 @@
+"""`Manifest`: everything that is true of one session, its JSON, and the pure edits that make the next one.
+
+An edit is a function from manifest to manifest; it does no I/O, knows no clock and may be applied again after a lost
+compare-and-swap. Blobs that an edit stops naming are deleted by the caller *after* the write that dropped them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from async_sessions import _keys
+from async_sessions.errors import CorruptManifestError, SlotEmptyError, UnknownSchemaError
+from async_sessions.records import ImageRecord, JobInfo, RecentImage, SessionInfo
+
+SCHEMA = 1
+RECENT_SHOWN = 8
+
+
+class Lifetime(msgspec.Struct, frozen=True, kw_only=True):
+    """How long a session lives unused (`ttl`), in all (`max_age`), and what it lost can be undone (`grace`)."""
+
+    ttl: timedelta
+    max_age: timedelta | None
+    grace: timedelta
+
+    @property
+    def touch_after(self) -> timedelta:
+        """Uses are recorded at most this often; a session is therefore kept that much longer than `ttl`."""
+        return self.ttl / 24
+
+    def expires_at(self, manifest: Manifest) -> datetime:
+        idle = manifest.used_at + self.ttl + self.touch_after
+        return idle if self.max_age is None else min(idle, manifest.created_at + self.max_age)
+
+    def alive(self, manifest: Manifest, now: datetime) -> bool:
+        return not manifest.buried and (now < self.expires_at(manifest) or manifest.held(now))
+
+
+class RetiredImage(msgspec.Struct, frozen=True, kw_only=True):
+    """A blob that no slot holds any more. `discarded`: gone for the user, kept only for the jobs that name it."""
+
+    slot: str
+    record: ImageRecord
+    removed_at: datetime
+    discarded: bool = False
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """One life of one session. `revision` is new with every write; `used_at` is the last recorded use."""
+
+    schema: int = SCHEMA
+    key: str
+    incarnation: str
+    revision: str
+    created_at: datetime
+    updated_at: datetime
+    used_at: datetime
+    buried: bool = False
+    images: dict[str, ImageRecord] = {}
+    retired: tuple[RetiredImage, ...] = ()
+    state: dict[str, Any] = {}
+    jobs: dict[str, JobInfo] = {}
+    pins: dict[str, datetime] = {}
+
+    @classmethod
+    def new(cls, key: str, incarnation: str, now: datetime) -> Manifest:
+        return cls(key=key, incarnation=incarnation, revision="", created_at=now, updated_at=now, used_at=now)
+
+    # --- what it says
+
+    def unfinished_jobs(self) -> Iterator[JobInfo]:
+        return (job for job in self.jobs.values() if job.unfinished)
+
+    def held(self, now: datetime) -> bool:
+        """Whether a job or a live pin keeps the session whatever its age."""
+        return any(self.unfinished_jobs()) or any(until > now for until in self.pins.values())
+
+    def named_blobs(self) -> set[str]:
+        """The storage names of every image, thumbnail and output that this manifest vouches for."""
+        names = set()
+        for record in self._image_records():
+            names |= {record.blob, _keys.thumbnail(record.blob)}
+        names |= {output.blob for job in self.jobs.values() for output in job.outputs.values()}
+        return names
+
+    def available(self, record: ImageRecord) -> bool:
+        """Whether a new job may name `record`: its blob is this session's and not discarded."""
+        kept = (retired.record for retired in self.retired if not retired.discarded)
+        of_jobs = (each for job in self.jobs.values() for each in job.inputs.values())
+        return any(record.blob == each.blob for each in (*self.images.values(), *kept, *of_jobs))
+
+    def recent(self, now: datetime, grace: timedelta) -> tuple[RecentImage, ...]:
+        """The last images replaced or cleared within `grace`, newest first."""
+        shown = [
+            RecentImage(each.slot, each.record, each.removed_at)
+            for each in reversed(self.retired)
+            if not each.discarded and each.removed_at + grace > now
+        ]
+        return tuple(shown[:RECENT_SHOWN])
+
+    def total_bytes(self) -> int:
+        """Images, retired ones too, with their thumbnails, and outputs; each blob once."""
+        images = {record.blob: record.byte_size + record.thumbnail_size for record in self._image_records()}
+        outputs = sum(output.byte_size for job in self.jobs.values() for output in job.outputs.values())
+        return sum(images.values()) + outputs
+
+    def info(self, lifetime: Lifetime, now: datetime) -> SessionInfo:
+        return SessionInfo(
+            key=self.key,
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            expires_at=lifetime.expires_at(self),
+            revision=self.revision,
+            images=self.images,
+            state=self.state,
+            jobs=self.jobs,
+            pins=self.pins,
+            recent=self.recent(now, lifetime.grace),
+            total_bytes=self.total_bytes(),
+        )
+
+    def _image_records(self) -> Iterator[ImageRecord]:
+        yield from self.images.values()
+        yield from (retired.record for retired in self.retired)
+        for job in self.jobs.values():
+            yield from job.inputs.values()
+
+    # --- what can become of it
+
+    def with_image(self, slot: str, record: ImageRecord, now: datetime) -> Manifest:
+        return replace(self.without_image(slot, now), images={**self.images, slot: record})
+
+    def without_image(self, slot: str, now: datetime) -> Manifest:
+        if (old := self.images.get(slot)) is None:
+            return self
+        images = {name: record for name, record in self.images.items() if name != slot}
+        return replace(self.with_superseded(slot, old, now), images=images)
+
+    def with_superseded(self, slot: str, record: ImageRecord, now: datetime) -> Manifest:
+        """`record` was in `slot` for an instant: a newer upload took the slot before this one was decoded."""
+        return replace(self, retired=(*self.retired, RetiredImage(slot=slot, record=record, removed_at=now)))
+
+    def with_restored(self, slot: str, digest: str, now: datetime, grace: timedelta) -> Manifest:
+        """Put a recent image back into `slot`. `SlotEmptyError` where there is none of that digest."""
+        if (current := self.images.get(slot)) is not None and current.digest == digest:
+            return self
+        for recent in self.recent(now, grace):
+            if recent.record.digest == digest:
+                rest = tuple(each for each in self.retired if each.record.blob != recent.record.blob)
+                return replace(self, retired=rest).with_image(slot, recent.record, now)
+        raise SlotEmptyError("That image is not among the recent ones any more; upload it again.")
+
+    def cleared(self, now: datetime) -> Manifest:
+        """No image, no recent image, no finished job with its outputs. What unfinished jobs name is kept for them."""
+        needed = {record.blob for job in self.unfinished_jobs() for record in job.inputs.values()}
+        slots = (RetiredImage(slot=slot, record=record, removed_at=now) for slot, record in self.images.items())
+        kept = tuple(replace(each, discarded=True) for each in (*self.retired, *slots) if each.record.blob in needed)
+        return replace(self, images={}, retired=kept, jobs={job.id: job for job in self.unfinished_jobs()})
+
+    def with_state(self, values: Mapping[str, Any]) -> Manifest:
+        return replace(self, state={**self.state, **values})
+
+    def with_pin(self, owner: str, until: datetime) -> Manifest:
+        return replace(self, pins={**self.pins, owner: until})
+
+    def without_pin(self, owner: str) -> Manifest:
+        return replace(self, pins={name: until for name, until in self.pins.items() if name != owner})
+
+    def with_job(self, job: JobInfo) -> Manifest:
+        """Add or replace a job's entry. An end lets go of the images that were only kept for it."""
+        changed = replace(self, jobs={**self.jobs, job.id: job})
+        if job.unfinished:
+            return changed
+        discarded = {each.record.blob for each in self.retired if each.discarded}
+        inputs = {role: record for role, record in job.inputs.items() if record.blob not in discarded}
+        changed = replace(changed, jobs={**changed.jobs, job.id: replace(job, inputs=inputs)})
+        needed = {record.blob for other in changed.unfinished_jobs() for record in other.inputs.values()}
+        kept = tuple(each for each in self.retired if not each.discarded or each.record.blob in needed)
+        return replace(changed, retired=kept)
+
+    def without_retired(self, now: datetime, grace: timedelta) -> Manifest:
+        """Drop retired images older than `grace`, but for those that a job names, and pins that are over."""
+        pins = {owner: until for owner, until in self.pins.items() if until > now}
+        if pins:
+            return replace(self, pins=pins)
+        named = {record.blob for job in self.jobs.values() for record in job.inputs.values()}
+        kept = tuple(each for each in self.retired if each.removed_at + grace > now or each.record.blob in named)
+        return replace(self, retired=kept, pins=pins)
+
+    def as_tombstone(self) -> Manifest:
+        return replace(self, buried=True, images={}, retired=(), state={}, jobs={}, pins={})
+
+    def sealed(self, revision: str, now: datetime, *, used: bool) -> Manifest:
+        """The manifest as it is written: a revision of its own, and `now` as its time."""
+        return replace(self, revision=revision, updated_at=now, used_at=now if used else self.used_at)
+
+
+class _Schema(msgspec.Struct):
+    schema: int
+
+
+def encode(manifest: Manifest) -> bytes:
+    return msgspec.json.encode(manifest)
+
+
+def decode(key: str, data: bytes) -> Manifest:
+    """Raise `UnknownSchemaError` for a newer format and `CorruptManifestError` for anything that is not a manifest."""
+    try:
+        schema = msgspec.json.decode(data, type=_Schema).schema
+        if schema > SCHEMA:
+            raise UnknownSchemaError(
+                f"Session {key} was written in format {schema}; this version reads up to {SCHEMA}. "
+                "Upgrade async-sessions; nothing was changed."
+            )
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CorruptManifestError(f"The manifest of session {key} is damaged: {error}") from error

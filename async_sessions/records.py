@@ -1,0 +1,166 @@
+"""The values that a session is made of. All are frozen; times are timezone-aware UTC, sizes are bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
+JobStatus: TypeAlias = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+JSON_DEPTH = 32
+KIB, MIB = 1024, 1024 * 1024
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store takes in. `max_bytes` and `max_pixels` are per image, `max_state_bytes` per session (as JSON)."""
+
+    max_bytes: int = 32 * MIB
+    max_pixels: int = 64_000_000
+    max_side: int = 16_384
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
+    max_state_bytes: int = 64 * KIB
+
+
+class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored image.
+
+    `digest` is the SHA-256 of the stored bytes, `blob` their storage name. `width` and `height` are those of the
+    upright image; `orientation` is the EXIF value (1 to 8) that the stored bytes still carry. `mode` is Pillow's.
+    """
+
+    digest: str
+    media_type: str
+    width: int
+    height: int
+    mode: str
+    has_alpha: bool
+    orientation: int
+    byte_size: int
+    thumbnail_size: int
+    stored_at: datetime
+    blob: str
+    source_name: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+    @property
+    def aspect_ratio(self) -> float:
+        return self.width / self.height
+
+    @property
+    def pixel_count(self) -> int:
+        return self.width * self.height
+
+
+class OutputRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored result of a job: a video, an image, any bytes with a media type."""
+
+    name: str
+    media_type: str
+    digest: str
+    byte_size: int
+    stored_at: datetime
+    blob: str
+
+
+class RecentImage(msgspec.Struct, frozen=True):
+    """An image that was replaced or cleared at `removed_at` and can still be put back."""
+
+    slot: str
+    record: ImageRecord
+    removed_at: datetime
+
+
+class JobError(msgspec.Struct, frozen=True):
+    """Why a job failed: the exception's class name (or `abandoned`) and its message."""
+
+    kind: str
+    message: str
+
+
+class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as its session's manifest holds it: the authority on what became of it.
+
+    `attempt` counts the runs that were started; `owner` is the dispatcher that accepted it.
+    """
+
+    id: str
+    pipeline: str
+    inputs: dict[str, ImageRecord]
+    params: dict[str, Any]
+    submitted_at: datetime
+    owner: str
+    priority: int = 0
+    status: JobStatus = "queued"
+    attempt: int = 0
+    cancel_requested: bool = False
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    outputs: dict[str, OutputRecord] = {}
+    error: JobError | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        return self.status in ("queued", "running")
+
+
+class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One consistent snapshot of a session. `jobs` maps job ids, `pins` owners to the time they hold until."""
+
+    key: str
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime
+    revision: str
+    images: Mapping[str, ImageRecord]
+    state: Mapping[str, Any]
+    jobs: Mapping[str, JobInfo]
+    pins: Mapping[str, datetime]
+    recent: tuple[RecentImage, ...]
+    total_bytes: int
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a dispatcher is asked to do: names of stored images and JSON, never pixels, never a session id.
+
+    Two requests of one session with the same `idempotency_key` are one job.
+    """
+
+    session_key: str
+    pipeline: str
+    inputs: dict[str, ImageRecord]
+    params: dict[str, Any] = {}
+    priority: int = 0
+    idempotency_key: str | None = None
+
+
+def check_json(value: object, *, depth: int = JSON_DEPTH) -> None:
+    """Raise `TypeError` for what JSON can't hold, `ValueError` for NaN, infinity, huge integers or deep nesting."""
+    if depth < 0:
+        raise ValueError(f"JSON values may be nested at most {JSON_DEPTH} deep.")
+    match value:
+        case None | bool() | str():
+            pass
+        case int():
+            if not -(2**63) <= value < 2**64:
+                raise ValueError("An integer must fit into 64 bits; store a larger one as text.")
+        case float():
+            if not math.isfinite(value):
+                raise ValueError("NaN and infinity are not JSON; leave the value out or store None.")
+        case list():
+            for item in value:
+                check_json(item, depth=depth - 1)
+        case dict():
+            for name, item in value.items():
+                if not isinstance(name, str):
+                    raise TypeError(f"JSON object keys are str, not {type(name).__name__}.")
+                check_json(item, depth=depth - 1)
+        case _:
+            raise TypeError(f"Only JSON values can be stored here, not {type(value).__name__}.")

@@ -1,0 +1,194 @@
+"""`BlobStoreTests`: what every `BlobStore` must do. Subclass it in your tests and give it a `blobs` fixture."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from async_sessions.blobs.base import Blob, BlobStore, Expect
+from async_sessions.errors import InvalidKeyError, VersionConflictError
+
+pytestmark = pytest.mark.anyio
+
+BAD_KEYS = (
+    "",
+    "/",
+    "/etc/passwd",
+    "../x",
+    "a/../b",
+    "a//b",
+    "a/",
+    ".hidden",
+    "a/.b",
+    "a\x00b",
+    "a\\b",
+    "ä",
+    "a b",
+    "a\n",
+)
+
+
+class BlobStoreTests:
+    """Conformance tests, to be collected by pytest under anyio's plugin."""
+
+    async def test_a_missing_blob_is_none(self, blobs: BlobStore) -> None:
+        assert await blobs.get("a/b") is None
+
+    async def test_what_was_put_is_what_is_read(self, blobs: BlobStore) -> None:
+        version = await blobs.put("a/b", b"one")
+        assert await blobs.get("a/b") == Blob(b"one", version)
+
+    async def test_a_put_replaces_and_changes_the_version(self, blobs: BlobStore) -> None:
+        first = await blobs.put("a", b"one")
+        second = await blobs.put("a", b"two")
+        assert first != second
+        assert await blobs.get("a") == Blob(b"two", second)
+
+    async def test_a_file_is_put_whole(self, blobs: BlobStore, tmp_path: Path) -> None:
+        data = bytes(range(256)) * 10_000
+        await anyio.Path(tmp_path / "source").write_bytes(data)
+        version = await blobs.put("a", tmp_path / "source")
+        assert await blobs.get("a") == Blob(data, version)
+
+    async def test_chunks_are_put_in_order(self, blobs: BlobStore) -> None:
+        version = await blobs.put("a", _chunks(b"one", b"two", b"three"))
+        assert await blobs.get("a") == Blob(b"onetwothree", version)
+
+    async def test_a_source_that_fails_leaves_the_old_blob(self, blobs: BlobStore) -> None:
+        await blobs.put("a", b"old")
+        with pytest.raises(EOFError):
+            await blobs.put("a", _chunks(b"one", error=EOFError()))
+        found = await blobs.get("a")
+        assert found is not None
+        assert found.data == b"old"
+        assert [info.key async for info in blobs.list("tmp/")] == []
+
+    @pytest.mark.parametrize(
+        ("start", "end", "expected"),
+        [
+            (0, None, b"0123456789"),
+            (3, None, b"3456789"),
+            (3, 7, b"3456"),
+            (8, 99, b"89"),
+            (20, None, b""),
+            (7, 3, b""),
+        ],
+    )
+    async def test_a_stream_yields_the_range(
+        self, blobs: BlobStore, start: int, end: int | None, expected: bytes
+    ) -> None:
+        await blobs.put("a", b"0123456789")
+        chunks = [chunk async for chunk in blobs.stream("a", start=start, end=end, chunk_size=4)]
+        assert b"".join(chunks) == expected
+        assert all(0 < len(chunk) <= 4 for chunk in chunks)
+
+    async def test_streaming_a_missing_blob_is_an_error(self, blobs: BlobStore) -> None:
+        with pytest.raises(FileNotFoundError):
+            [chunk async for chunk in blobs.stream("a")]
+
+    async def test_absent_creates_only(self, blobs: BlobStore) -> None:
+        version = await blobs.put("a", b"one", expect=Expect.ABSENT)
+        with pytest.raises(VersionConflictError):
+            await blobs.put("a", b"two", expect=Expect.ABSENT)
+        assert await blobs.get("a") == Blob(b"one", version)
+
+    async def test_a_stale_version_is_refused(self, blobs: BlobStore) -> None:
+        first = await blobs.put("a", b"one")
+        second = await blobs.put("a", b"two", expect=first)
+        with pytest.raises(VersionConflictError):
+            await blobs.put("a", b"three", expect=first)
+        with pytest.raises(VersionConflictError):
+            await blobs.delete("a", expect=first)
+        assert await blobs.get("a") == Blob(b"two", second)
+
+    async def test_a_version_of_a_missing_blob_is_refused(self, blobs: BlobStore) -> None:
+        version = await blobs.put("a", b"one")
+        await blobs.delete("a")
+        with pytest.raises(VersionConflictError):
+            await blobs.put("a", b"two", expect=version)
+        assert await blobs.get("a") is None
+
+    async def test_delete_is_idempotent(self, blobs: BlobStore) -> None:
+        version = await blobs.put("a/b", b"one")
+        await blobs.delete("a/b", expect=version)
+        await blobs.delete("a/b")
+        await blobs.delete("a/b", expect=version)
+        assert await blobs.get("a/b") is None
+        assert [info.key async for info in blobs.list()] == []
+
+    async def test_a_deleted_key_can_be_put_again(self, blobs: BlobStore) -> None:
+        await blobs.put("a/b", b"one")
+        await blobs.delete("a/b")
+        version = await blobs.put("a/b", b"two", expect=Expect.ABSENT)
+        assert await blobs.get("a/b") == Blob(b"two", version)
+
+    async def test_a_list_shows_the_prefix_and_nothing_else(self, blobs: BlobStore) -> None:
+        for key in ("a/b/c", "a/d", "ab/e", "f"):
+            await blobs.put(key, key.encode())
+        assert {info.key: info.size async for info in blobs.list()} == {"a/b/c": 5, "a/d": 3, "ab/e": 4, "f": 1}
+        assert {info.key async for info in blobs.list("a/")} == {"a/b/c", "a/d"}
+        assert {info.key async for info in blobs.list("a/b/")} == {"a/b/c"}
+        assert {info.key async for info in blobs.list("x/")} == set()
+
+    async def test_racing_creates_have_one_winner(self, blobs: BlobStore) -> None:
+        won: list[int] = []
+
+        async def create(number: int) -> None:
+            try:
+                await blobs.put("a", b"%d" % number, expect=Expect.ABSENT)
+            except VersionConflictError:
+                return
+            won.append(number)
+
+        async with anyio.create_task_group() as group:
+            for number in range(16):
+                group.start_soon(create, number)
+        found = await blobs.get("a")
+        assert found is not None
+        assert [found.data] == [b"%d" % number for number in won]
+
+    async def test_racing_increments_lose_nothing(self, blobs: BlobStore) -> None:
+        await blobs.put("n", b"0")
+
+        async def increment() -> None:
+            while True:
+                found = await blobs.get("n")
+                assert found is not None
+                try:
+                    await blobs.put("n", b"%d" % (int(found.data) + 1), expect=found.version)
+                except VersionConflictError:
+                    continue
+                return
+
+        async with anyio.create_task_group() as group:
+            for _ in range(24):
+                group.start_soon(increment)
+        found = await blobs.get("n")
+        assert found is not None
+        assert found.data == b"24"
+
+    @pytest.mark.parametrize("key", BAD_KEYS)
+    async def test_a_key_that_is_no_plain_name_is_refused(self, blobs: BlobStore, key: str) -> None:
+        with pytest.raises(InvalidKeyError):
+            await blobs.get(key)
+        with pytest.raises(InvalidKeyError):
+            await blobs.put(key, b"x")
+        with pytest.raises(InvalidKeyError):
+            await blobs.delete(key)
+        with pytest.raises(InvalidKeyError):
+            [chunk async for chunk in blobs.stream(key)]
+
+    @pytest.mark.parametrize("prefix", ["a", "/", "../", "a/../", "a//"])
+    async def test_a_prefix_that_is_no_folder_is_refused(self, blobs: BlobStore, prefix: str) -> None:
+        with pytest.raises(InvalidKeyError):
+            [info async for info in blobs.list(prefix)]
+
+
+async def _chunks(*chunks: bytes, error: Exception | None = None) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+    if error is not None:
+        raise error
