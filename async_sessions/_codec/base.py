@@ -1,0 +1,80 @@
+"""What the scanners share: the file they hand back, the bounds they keep, and the one EXIF tag that survives.
+
+A scanner walks the structure of a file without decoding it and writes it again from the parts that an image needs. So a
+decoder sees only what was understood, and no byte is kept that nobody looked at.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from async_sessions.errors import ImageRejectedError
+from async_sessions.records import MIB, Limits
+
+MAX_METADATA: Final = MIB  # bytes of everything that is not pixels, an inflated ICC profile included
+MAX_CHUNKS: Final = 20_000
+
+_ORIENTATION_TAG: Final = 0x0112
+_SHORT: Final = 3
+
+
+class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
+    """A checked file. `width` and `height` are as coded; `orientation` is the EXIF value that `data` still carries."""
+
+    data: bytes
+    width: int
+    height: int
+    orientation: int = 1
+
+
+def check_size(width: int, height: int, limits: Limits) -> None:
+    if width < 1 or height < 1:
+        raise ImageRejectedError(
+            "corrupt", f"The image says that it is {width} x {height} pixels; there is nothing in it."
+        )
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side:
+        raise ImageRejectedError(
+            "too_many_pixels",
+            f"The image is {width} x {height} pixels; at most {limits.max_pixels:,} pixels and {limits.max_side:,} on "
+            "a side are taken. Make it smaller first.",
+        )
+
+
+def check_metadata(size: int, chunks: int) -> None:
+    if size > MAX_METADATA or chunks > MAX_CHUNKS:
+        raise ImageRejectedError(
+            "metadata_bomb",
+            f"The file holds more than {MAX_METADATA // MIB} MiB beside its pixels, or more than {MAX_CHUNKS:,} parts. "
+            "Save it again without metadata.",
+        )
+
+
+def truncated(kind: str) -> ImageRejectedError:
+    return ImageRejectedError("truncated", f"The {kind} file ends before its image does. Upload it again.")
+
+
+def corrupt(kind: str, what: str) -> ImageRejectedError:
+    return ImageRejectedError("corrupt", f"The {kind} file is damaged: {what}.")
+
+
+def read_orientation(tiff: bytes) -> int:
+    """The orientation, 1 to 8, that the first directory of an EXIF block states; 1 where it states none."""
+    try:
+        order = {b"II": "<", b"MM": ">"}[tiff[:2]]
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+            tag, kind, values, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
+            if tag == _ORIENTATION_TAG:
+                return value if kind == _SHORT and values == 1 and 1 <= value <= 8 else 1
+    except (KeyError, struct.error):
+        pass  # not an EXIF block, or one that ends early: it states nothing
+    return 1
+
+
+def write_orientation(orientation: int) -> bytes:
+    """The EXIF block that states the orientation and nothing else."""
+    return b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, _ORIENTATION_TAG, _SHORT, 1, orientation, 0, 0)

@@ -1,0 +1,112 @@
+"""Pillow, with one format open to it and every failure translated."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import TYPE_CHECKING, Final
+
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from async_sessions._codec import jpeg, png, webp
+from async_sessions._codec.modes import displayable
+from async_sessions._codec.sniff import MEDIA_TYPES
+from async_sessions.errors import ImageRejectedError
+from async_sessions.records import KIB
+
+if TYPE_CHECKING:
+    from async_sessions._codec.base import Rebuilt
+    from async_sessions.records import Limits
+
+THUMBNAIL_SIDE: Final = 320
+
+# Decoders by format, not `Image.open`: no other format is ever tried, and what limits the pixels are ours, not Pillow's
+# module-wide limit and its warning.
+_DECODERS: Final = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile}
+_SCANNERS: Final = {"JPEG": jpeg.rebuild, "PNG": png.rebuild, "WEBP": webp.rebuild}
+_QUALITY: Final = 80
+_PROFILE_BYTES: Final = 16 * KIB  # a larger colour profile is not worth its place in a thumbnail
+
+# What Pillow's decoders were seen to raise on damaged files.
+PILLOW_ERRORS: Final = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def rebuild(data: bytes | bytearray, form: str, limits: Limits) -> Rebuilt:
+    """Check the structure of a file of that format, and write it again without what must not be stored."""
+    return _SCANNERS[form](data, limits)
+
+
+def decode(rebuilt: Rebuilt, form: str) -> Image.Image:
+    """Every pixel of a checked file, upright."""
+    image = _decode(rebuilt.data, form)
+    coded = (rebuilt.height, rebuilt.width) if rebuilt.orientation >= 5 else (rebuilt.width, rebuilt.height)
+    if image.size != coded:
+        raise ImageRejectedError("corrupt", f"The {form} file is damaged: its parts disagree about its size.")
+    return image
+
+
+def load(data: bytes, media_type: str) -> Image.Image:
+    """Every pixel, upright, of bytes that were checked when they were stored and have not changed since."""
+    for form, known in MEDIA_TYPES.items():
+        if known == media_type:
+            return _decode(data, form)
+    raise ImageRejectedError("unsupported_format", f"Images of type {media_type} cannot be decoded here.")
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A WebP whose longest side is at most 320 pixels; the ratio of the sides is kept, within a pixel."""
+    if image.mode in ("1", "P", "PA"):  # these take four bytes a pixel once they are converted
+        image = image.resize(_fitted(image.size, 4 * THUMBNAIL_SIDE), Image.Resampling.NEAREST)
+    if image.mode not in ("RGB", "RGBA", "L") or "transparency" in image.info:
+        image = displayable(image)
+    small = image.resize(_fitted(image.size, THUMBNAIL_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    profile = image.info.get("icc_profile", b"")
+    if profile[16:20] != b"RGB " or len(profile) > _PROFILE_BYTES:
+        profile = b""
+    written = io.BytesIO()
+    small.save(written, "WEBP", quality=_QUALITY, icc_profile=profile)
+    return written.getvalue()
+
+
+def refusal(error: Exception, what: str) -> ImageRejectedError:
+    """The error of ours that says what one of `PILLOW_ERRORS` says about the image."""
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageRejectedError("too_many_pixels", f"The {what} has more pixels than Pillow decodes.")
+    if "truncat" in str(error).lower():
+        return ImageRejectedError("truncated", f"The {what} ends before its image does.")
+    return ImageRejectedError("corrupt", f"The {what} is damaged and cannot be decoded: {str(error).rstrip('.')}.")
+
+
+def _decode(data: bytes, form: str) -> Image.Image:
+    try:
+        image = _DECODERS[form](io.BytesIO(data))
+        image.load()
+        if form == "PNG":
+            _mend_transparency(image, depth=data[24])
+        ImageOps.exif_transpose(image, in_place=True)
+    except PILLOW_ERRORS as error:
+        raise refusal(error, f"{form} file") from error
+    image.info.pop("exif", None)  # it is upright now
+    # Not the decoder's own object: it keeps the file, and for WebP two more canvases, as long as it lives.
+    return image._new(image.im)
+
+
+def _mend_transparency(image: Image.Image, *, depth: int) -> None:
+    """Pillow scales samples to 8 bits, but not the transparent sample that it is to compare them with."""
+    match image.mode, image.info.get("transparency"):
+        case "L", int(grey) if depth in (2, 4):
+            image.info["transparency"] = grey * 255 // (2**depth - 1)
+        case "RGB", tuple(colour) if depth == 16:
+            image.info["transparency"] = tuple(sample >> 8 for sample in colour)
+
+
+def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

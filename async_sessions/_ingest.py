@@ -1,0 +1,171 @@
+"""`ingest`: whatever an app holds as an image becomes verified bytes to store, pixels to warm the cache, a thumbnail.
+
+Nothing here touches storage. What costs time or reads files is done in a worker thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import anyio
+import anyio.to_thread
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from async_sessions._codec import decode, encode
+from async_sessions._codec.sniff import MEDIA_TYPES, sniff
+from async_sessions.errors import ImageRejectedError, StorageError
+
+if TYPE_CHECKING:
+    from async_sessions.records import Limits
+
+ImageSource: TypeAlias = "Image.Image | bytes | bytearray | memoryview | Path | npt.NDArray[Any] | AsyncIterable[bytes]"
+
+NAME_LENGTH: Final = 200
+
+
+class Ingested(msgspec.Struct, frozen=True, kw_only=True):
+    """A verified image. `data` is what is to be stored and `digest` its SHA-256; `image` is upright and loaded.
+
+    `width` and `height` are those of `image`; `orientation` is the EXIF value that `data` still carries.
+    """
+
+    data: bytes
+    digest: str
+    media_type: str
+    image: Image.Image
+    width: int
+    height: int
+    mode: str
+    has_alpha: bool
+    orientation: int
+    thumbnail: bytes
+    source_name: str | None
+
+
+async def ingest(source: ImageSource, *, name: str | None, limits: Limits, limiter: anyio.CapacityLimiter) -> Ingested:
+    """Verify an image of any kind that the store takes.
+
+    An encoded image (bytes, a path, chunks) keeps its pixels as they came; of a Pillow image or an array a copy is
+    encoded. Raise `ImageRejectedError` for what is not an acceptable image, `StorageError` for a path that cannot be
+    read, `TypeError` for what is no image source, a `str` among it.
+    """
+    if isinstance(source, str):
+        raise TypeError("A str is never an image; for the name of a file, give pathlib.Path(...).")
+    if name is None and isinstance(source, Path):
+        name = source.name
+    work: partial[Ingested]
+    if isinstance(source, Image.Image | np.ndarray):
+        work = partial(_ingest_pixels, source, name, limits)
+    elif isinstance(source, Path):
+        work = partial(_ingest_encoded, partial(_read, source, limits), name, limits)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        work = partial(_ingest_encoded, partial(_snapshot, source, limits), name, limits)
+    elif isinstance(source, AsyncIterable):
+        collected = await _collect(source, limits)
+        work = partial(_ingest_encoded, lambda: collected, name, limits)
+    else:
+        raise TypeError(
+            "An image is a PIL.Image.Image, bytes, a pathlib.Path, a numpy array or an async iterable of bytes, not "
+            f"{type(source).__name__}."
+        )
+    return await anyio.to_thread.run_sync(work, limiter=limiter)
+
+
+def _ingest_encoded(read: Callable[[], bytes | bytearray], name: str | None, limits: Limits) -> Ingested:
+    data = read()
+    if not data:
+        raise ImageRejectedError("empty", "The file is empty; choose an image.")
+    form = sniff(data, limits)
+    rebuilt = decode.rebuild(data, form, limits)
+    image = decode.decode(rebuilt, form)
+    return _ingested(rebuilt.data, form, image, rebuilt.orientation, name)
+
+
+def _ingest_pixels(source: Image.Image | npt.NDArray[Any], name: str | None, limits: Limits) -> Ingested:
+    if isinstance(source, Image.Image):
+        image = encode.upright_copy(source, limits)
+    else:
+        image = encode.image_of_array(source, limits)
+    return _ingested(encode.png(image), "PNG", image, 1, name)
+
+
+def _ingested(data: bytes, form: str, image: Image.Image, orientation: int, name: str | None) -> Ingested:
+    return Ingested(
+        data=data,
+        digest=hashlib.sha256(data).hexdigest(),
+        media_type=MEDIA_TYPES[form],
+        image=image,
+        width=image.width,
+        height=image.height,
+        mode=image.mode,
+        has_alpha=image.has_transparency_data,
+        orientation=orientation,
+        thumbnail=decode.thumbnail(image),
+        source_name=base_name(name),
+    )
+
+
+def _snapshot(source: bytes | bytearray | memoryview, limits: Limits) -> bytes:
+    size = source.nbytes if isinstance(source, memoryview) else len(source)
+    if size > limits.max_bytes:
+        raise _too_many_bytes(limits)
+    return bytes(source)  # the caller may change a buffer; bytes are not copied
+
+
+def _read(path: Path, limits: Limits) -> bytes:
+    try:
+        # Opening a FIFO would wait for its writer; once it is open, what was looked at can't be swapped any more.
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            regular, size = stat.S_ISREG(status.st_mode), status.st_size
+            data = file.read(limits.max_bytes + 1) if regular and size <= limits.max_bytes else b""
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise StorageError(f"{path} cannot be read: {why}. Check the path and its permissions.") from error
+    if not regular:
+        raise StorageError(f"{path} is not a regular file; give the path of an image.")
+    if max(size, len(data)) > limits.max_bytes:
+        raise _too_many_bytes(limits)
+    return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+async def _collect(source: AsyncIterable[bytes], limits: Limits) -> bytearray:
+    """All chunks, in memory that never grows beyond the limit. A generator that is not read to its end is closed."""
+    held = bytearray()
+    try:
+        async for chunk in source:
+            if not isinstance(chunk, bytes | bytearray | memoryview):
+                raise TypeError(f"An async source of an image gives chunks of bytes, not {type(chunk).__name__}.")
+            if len(held) + memoryview(chunk).nbytes > limits.max_bytes:
+                raise _too_many_bytes(limits)
+            held += chunk
+    finally:
+        if isinstance(source, AsyncGenerator):
+            await source.aclose()
+    return held
+
+
+def _too_many_bytes(limits: Limits) -> ImageRejectedError:
+    return ImageRejectedError(
+        "too_many_bytes", f"The file is larger than {limits.max_bytes:,} bytes. Make the image smaller first."
+    )
+
+
+def base_name(name: str | None) -> str | None:
+    """The last part of a file name that a client gave, printable and short; `None` where nothing is left of it."""
+    last = (name or "").replace("\\", "/").rpartition("/")[2]
+    kept = "".join(character for character in last if character.isprintable()).strip()[:NAME_LENGTH]
+    return None if kept in ("", ".", "..") else kept
