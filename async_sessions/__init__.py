@@ -1,0 +1,95 @@
+"""The durable layer between `gr.Image` and the GPU pipeline: asyncio-native image sessions and jobs.
+
+    async with open_store("~/sessions") as store:
+        session = await store.create_session()
+        await session.store_image(image, "start")
+        image = await session.retrieve_image("start")
+
+Optional parts have an import path of their own: `async_sessions.gradio`, `async_sessions.asgi`,
+`async_sessions.dispatch`, `async_sessions.pipelines.preview`, `async_sessions.testing`.
+"""
+
+from async_sessions.blobs import Blob, BlobInfo, BlobStore, Expect, LocalBlobStore, MemoryBlobStore
+from async_sessions.errors import (
+    AsyncSessionsError,
+    CorruptBlobError,
+    CorruptManifestError,
+    DispatchError,
+    ImageRejectedError,
+    InvalidKeyError,
+    InvalidRequestError,
+    JobCancelledError,
+    JobFailedError,
+    JobNotFoundError,
+    LockTimeoutError,
+    QueueFullError,
+    QuotaExceededError,
+    RevisionConflictError,
+    SessionNotFoundError,
+    SlotEmptyError,
+    StorageError,
+    StorageFullError,
+    StoreClosedError,
+    UnknownPipelineError,
+    UnknownSchemaError,
+    VersionConflictError,
+)
+from async_sessions.janitor import CleanupReport, Removal
+from async_sessions.records import (
+    JSON,
+    GenerationRequest,
+    ImageRecord,
+    JobError,
+    JobInfo,
+    Limits,
+    OutputRecord,
+    RecentImage,
+    SessionInfo,
+)
+from async_sessions.session import Session
+from async_sessions.store import SessionStore, open_store
+
+__all__ = [
+    "JSON",
+    "AsyncSessionsError",
+    "Blob",
+    "BlobInfo",
+    "BlobStore",
+    "CleanupReport",
+    "CorruptBlobError",
+    "CorruptManifestError",
+    "DispatchError",
+    "Expect",
+    "GenerationRequest",
+    "ImageRecord",
+    "ImageRejectedError",
+    "InvalidKeyError",
+    "InvalidRequestError",
+    "JobCancelledError",
+    "JobError",
+    "JobFailedError",
+    "JobInfo",
+    "JobNotFoundError",
+    "Limits",
+    "LocalBlobStore",
+    "LockTimeoutError",
+    "MemoryBlobStore",
+    "OutputRecord",
+    "QueueFullError",
+    "QuotaExceededError",
+    "RecentImage",
+    "Removal",
+    "RevisionConflictError",
+    "Session",
+    "SessionInfo",
+    "SessionNotFoundError",
+    "SessionStore",
+    "SlotEmptyError",
+    "StorageError",
+    "StorageFullError",
+    "StoreClosedError",
+    "UnknownPipelineError",
+    "UnknownSchemaError",
+    "VersionConflictError",
+    "open_store",
+]

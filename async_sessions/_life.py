@@ -1,0 +1,226 @@
+"""`Life`: one life of one session, read and committed. Everything that `Session` writes goes through here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from async_sessions import _keys
+from async_sessions._manifest import Manifest
+from async_sessions.errors import (
+    LockTimeoutError,
+    RevisionConflictError,
+    SessionNotFoundError,
+    StorageError,
+    StorageFullError,
+    VersionConflictError,
+)
+from async_sessions.records import ImageRecord
+
+if TYPE_CHECKING:
+    from async_sessions._context import StoreContext
+    from async_sessions._ingest import Ingested
+    from async_sessions._tasks import Tickets
+
+Change = Callable[[Manifest], Manifest | None]
+
+# After these a write has certainly not happened; after another `StorageError` it may have, and the sweep will tell.
+_NOT_WRITTEN = (StorageFullError, VersionConflictError, LockTimeoutError)
+
+_logger = logging.getLogger("async_sessions")
+
+
+class Life:
+    """A session's manifest as one handle sees it: the life it was opened in, or whichever it meets or makes first."""
+
+    def __init__(self, context: StoreContext, key: str, incarnation: str | None) -> None:
+        self.key = key
+        self._context = context
+        self._incarnation = incarnation
+
+    async def read(self) -> Manifest:
+        self._context.check_open()
+        manifest = self._living(await self._context.manifests.read(self.key))
+        self._incarnation = manifest.incarnation
+        return manifest
+
+    async def use(self) -> Manifest:
+        """Read, and record that the session was used. A use that can't be recorded does not fail the read."""
+        manifest = await self.read()
+        if self._touch_is_due(manifest):
+            try:
+                await self.touch()
+            except StorageError:
+                _logger.warning("could not record the use of session %s", self.key, exc_info=True)
+        return manifest
+
+    async def touch(self) -> None:
+        await self.edit(lambda manifest: replace(manifest) if self._touch_is_due(manifest) else None)
+
+    async def edit(
+        self,
+        change: Change,
+        *,
+        creates: bool = False,
+        if_revision: str | None = None,
+        tickets: Tickets | None = None,
+        purge: bool = False,
+    ) -> Manifest:
+        """Commit `change`, uninterrupted by cancellation; then delete the blobs that the manifest stopped naming.
+
+        `change` returns `None` for nothing to write. `creates`: a session that does not exist begins with this edit.
+        """
+        self._context.check_open()
+
+        async def commit() -> Manifest:
+            return await self._edit(change, self._incarnation, creates, if_revision, tickets, purge)
+
+        return await self._context.commits.uninterrupted(commit)
+
+    async def commit_images(
+        self, images: Mapping[str, Ingested], tickets: Tickets, if_revision: str | None
+    ) -> dict[str, ImageRecord]:
+        """Blobs first, then one edit that names them all; a failure leaves neither."""
+        self._context.check_open()
+
+        async def commit() -> dict[str, ImageRecord]:
+            while True:
+                try:
+                    return await self._commit_images(images, tickets, if_revision)
+                except SessionNotFoundError:
+                    if self._incarnation is not None:
+                        raise
+                    # the session began or ended while the blobs were written: write them under the life it has now
+
+        return await self._context.commits.uninterrupted(commit)
+
+    async def bury(self) -> None:
+        """Remove this life with all that it holds: a tombstone first, so that a late writer sees it, then the blobs."""
+        self._context.check_open()
+
+        async def commit() -> None:
+            tombstone = await self._edit(Manifest.as_tombstone, self._incarnation)
+            await self._context.manifests.clear_away(tombstone)
+
+        await self._context.commits.uninterrupted(commit)
+
+    def _living(self, manifest: Manifest | None) -> Manifest:
+        alive = manifest is not None and self._context.lifetime.alive(manifest, self._context.clock())
+        if manifest is None or not alive or self._incarnation not in (None, manifest.incarnation):
+            raise SessionNotFoundError("There is no such session: it is unknown, expired or deleted. Start a new one.")
+        return manifest
+
+    def _touch_is_due(self, manifest: Manifest) -> bool:
+        return self._context.clock() - manifest.used_at >= self._context.lifetime.touch_after
+
+    async def _edit(
+        self,
+        change: Change,
+        incarnation: str | None,
+        creates: bool = False,
+        if_revision: str | None = None,
+        tickets: Tickets | None = None,
+        purge: bool = False,
+    ) -> Manifest:
+        def checked(found: Manifest | None) -> Manifest | None:
+            try:
+                manifest = self._living(found)
+            except SessionNotFoundError:
+                if not creates or self._incarnation is not None:
+                    raise
+                manifest = Manifest.new(self.key, incarnation or _keys.new_incarnation(), self._context.clock())
+            if incarnation not in (None, manifest.incarnation):
+                raise SessionNotFoundError("The session ended while this was being stored. Start a new one.")
+            if if_revision is not None and if_revision != manifest.revision:
+                raise RevisionConflictError(
+                    "The session was changed by somebody else since you read it. Read `info()` again and decide anew."
+                )
+            return change(manifest)
+
+        spend = None if tickets is None else partial(tickets.spend, purge=purge)
+        edit = await self._context.manifests.edit(self.key, checked, written=spend)
+        if edit.after is None:
+            return self._living(edit.before)
+        if edit.before is None or edit.before.incarnation != edit.after.incarnation:
+            self._context.created.add(self.key)
+        self._incarnation = edit.after.incarnation
+        await self._discard(edit.dropped_blobs())
+        return edit.after
+
+    async def _commit_images(
+        self, images: Mapping[str, Ingested], tickets: Tickets, if_revision: str | None
+    ) -> dict[str, ImageRecord]:
+        found = await self._context.manifests.read(self.key)
+        try:
+            incarnation = self._living(found).incarnation
+        except SessionNotFoundError:
+            if self._incarnation is not None:
+                raise
+            incarnation = _keys.new_incarnation()
+        now = self._context.clock()
+        records = {
+            slot: _record(image, _keys.new_blob(incarnation, image.digest), now) for slot, image in images.items()
+        }
+
+        def change(manifest: Manifest) -> Manifest:
+            for slot, record in records.items():
+                match tickets.fate(slot):
+                    case "current":
+                        manifest = manifest.with_image(slot, record, now)
+                    case "superseded":
+                        manifest = manifest.with_superseded(slot, record, now)
+                    case "purged":
+                        pass
+            return manifest
+
+        written = {name for record in records.values() for name in (record.blob, _keys.thumbnail(record.blob))}
+        self._context.in_flight |= written
+        try:
+            await self._write_blobs(images, records)
+            manifest = await self._edit(change, incarnation, True, if_revision, tickets)
+        except (*_NOT_WRITTEN, RevisionConflictError, SessionNotFoundError):
+            await self._discard(written)
+            raise
+        finally:
+            self._context.in_flight -= written
+        named = manifest.named_blobs()
+        for slot, record in records.items():
+            if record.blob in named:
+                self._context.cache.put(record.blob, images[slot].image)
+        await self._discard(written - named)
+        return records
+
+    async def _write_blobs(self, images: Mapping[str, Ingested], records: Mapping[str, ImageRecord]) -> None:
+        for slot, record in records.items():
+            await self._context.blobs.put(record.blob, images[slot].data)
+            await self._context.blobs.put(_keys.thumbnail(record.blob), images[slot].thumbnail)
+
+    async def _discard(self, blobs: Iterable[str]) -> None:
+        """Delete blobs that no manifest names. What can't be deleted now is an orphan, which the sweep takes."""
+        for blob in blobs:
+            try:
+                await self._context.blobs.delete(blob)
+            except StorageError:
+                _logger.warning("could not delete %s; a later sweep will", blob, exc_info=True)
+
+
+def _record(image: Ingested, blob: str, now: datetime) -> ImageRecord:
+    return ImageRecord(
+        digest=image.digest,
+        media_type=image.media_type,
+        width=image.width,
+        height=image.height,
+        mode=image.mode,
+        has_alpha=image.has_alpha,
+        orientation=image.orientation,
+        byte_size=len(image.data),
+        thumbnail_size=len(image.thumbnail),
+        stored_at=now,
+        blob=blob,
+        source_name=image.source_name,
+    )

@@ -1,0 +1,112 @@
+"""Reading and committing manifests: the one writer rule, compare-and-swap, for every backend."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable
+from datetime import datetime
+from typing import NamedTuple
+
+import anyio
+
+from async_sessions import _keys, _manifest
+from async_sessions._manifest import Manifest
+from async_sessions._tasks import Order, Orders
+from async_sessions.blobs.base import BlobStore, Expect
+from async_sessions.errors import VersionConflictError
+
+CONTENTION_TIMEOUT = 30.0  # seconds of lost races after which a commit gives up
+_INLINE_JSON = 64 * 1024  # bytes; a larger manifest is coded in a worker thread
+
+Change = Callable[[Manifest | None], Manifest | None]
+
+
+class Edit(NamedTuple):
+    """What a commit found and what it left; the same object where nothing had to be written."""
+
+    before: Manifest | None
+    after: Manifest | None
+
+    def dropped_blobs(self) -> set[str]:
+        """Blobs that the manifest stopped naming; the next life of a key shares none with the last."""
+        before = self.before.named_blobs() if self.before else set()
+        after = self.after.named_blobs() if self.after else set()
+        return before - after
+
+
+class Manifests:
+    """The manifests of one blob store."""
+
+    def __init__(self, blobs: BlobStore, clock: Callable[[], datetime]) -> None:
+        self._blobs = blobs
+        self._clock = clock
+        self._coders = anyio.CapacityLimiter(2)  # its own, so that JSON never waits behind a decode
+        self._orders = Orders()
+
+    def order(self, key: str) -> Order:
+        """This process's order of writes to a session; hold it for as long as the write lasts."""
+        return self._orders.of(key)
+
+    async def read(self, key: str) -> Manifest | None:
+        found = await self.read_version(key)
+        return found[0] if found else None
+
+    async def read_version(self, key: str) -> tuple[Manifest, str] | None:
+        """The manifest with the version that a compare-and-swap names."""
+        blob = await self._blobs.get(_keys.manifest(key))
+        if blob is None:
+            return None
+        if len(blob.data) <= _INLINE_JSON:
+            return _manifest.decode(key, blob.data), blob.version
+        decoded = await anyio.to_thread.run_sync(_manifest.decode, key, blob.data, limiter=self._coders)
+        return decoded, blob.version
+
+    async def edit(self, key: str, change: Change, *, written: Callable[[], None] | None = None) -> Edit:
+        """Read, apply `change`, write if it returned something new; on a lost race, read and apply again.
+
+        `change` is pure and may raise. `written` is called under the lock once the edit holds. Counts as use of the
+        session. To be called within `Commits.uninterrupted`.
+        """
+        order = self.order(key)
+        give_up = anyio.current_time() + CONTENTION_TIMEOUT
+        while True:
+            try:
+                async with order.lock:
+                    edit = await self._edit_once(key, change)
+                    if written is not None:
+                        written()
+                    return edit
+            except VersionConflictError:
+                if anyio.current_time() >= give_up:
+                    raise
+                await anyio.sleep(random.uniform(0.001, 0.02))
+
+    async def _edit_once(self, key: str, change: Change) -> Edit:
+        found = await self.read_version(key)
+        before, version = found or (None, None)
+        after = change(before)
+        if after is None or after is before:
+            return Edit(before, before)
+        after = await self.write(after, version)
+        return Edit(before, after)
+
+    async def write(self, manifest: Manifest, version: str | None, *, used: bool = True) -> Manifest:
+        """Write, sealed, over exactly `version`, or where there is none; else `VersionConflictError`."""
+        manifest = manifest.sealed(_keys.new_revision(), self._clock(), used=used)
+        data = await anyio.to_thread.run_sync(_manifest.encode, manifest, limiter=self._coders)
+        expect = Expect.ABSENT if version is None else version
+        await self._blobs.put(_keys.manifest(manifest.key), data, expect=expect)
+        return manifest
+
+    async def clear_away(self, tombstone: Manifest) -> int:
+        """Delete the blobs of a buried life, then its manifest if it is still that tombstone. Returns bytes freed."""
+        freed = 0
+        async for info in self._blobs.list(_keys.incarnation_prefix(tombstone.incarnation)):
+            await self._blobs.delete(info.key)
+            freed += info.size
+        found = await self.read_version(tombstone.key)
+        if found is not None and found[0].revision == tombstone.revision:
+            with contextlib.suppress(VersionConflictError):  # the key lives again
+                await self._blobs.delete(_keys.manifest(tombstone.key), expect=found[1])
+        return freed

@@ -1,0 +1,133 @@
+"""Reading what a record names: bytes that are checked against their digest, and decoded images through the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import aiofiles
+import anyio
+
+from async_sessions import _keys
+from async_sessions._cache import ImageCache, view
+from async_sessions._codec import decode, encode
+from async_sessions.errors import CorruptBlobError, ImageRejectedError
+from async_sessions.records import ImageRecord, OutputRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from anyio import CapacityLimiter
+    from PIL import Image
+
+    from async_sessions.blobs.base import BlobStore
+
+
+class Reader:
+    """What the sessions of one store read through."""
+
+    def __init__(self, blobs: BlobStore, cache: ImageCache, cpu: CapacityLimiter) -> None:
+        self._blobs = blobs
+        self._cache = cache
+        self._cpu = cpu
+
+    async def data(self, record: ImageRecord | OutputRecord) -> bytes:
+        blob = await self._blobs.get(record.blob)
+        if blob is None:
+            raise CorruptBlobError(f"The blob {record.blob} is missing; upload the image again.")
+        digest = await anyio.to_thread.run_sync(_sha256, blob.data, limiter=self._cpu)
+        if digest != record.digest:
+            raise CorruptBlobError(f"The blob {record.blob} is damaged; upload the image again.")
+        return blob.data
+
+    async def image(self, record: ImageRecord) -> Image.Image:
+        shared = await self._shared(record)
+        if shared.mode in ("P", "PA"):
+            return await anyio.to_thread.run_sync(shared.copy, limiter=self._cpu)
+        return view(shared)
+
+    async def array(self, record: ImageRecord) -> np.ndarray:
+        shared = await self._shared(record)
+        return await anyio.to_thread.run_sync(encode.to_array, shared, limiter=self._cpu)
+
+    async def thumbnail(self, record: ImageRecord) -> bytes:
+        blob = await self._blobs.get(_keys.thumbnail(record.blob))
+        if blob is None:
+            raise CorruptBlobError(f"The thumbnail of {record.blob} is missing; upload the image again.")
+        return blob.data
+
+    async def stream(self, record: OutputRecord, start: int, end: int | None) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._blobs.stream(record.blob, start=start, end=end):
+                yield chunk
+        except FileNotFoundError as error:
+            raise CorruptBlobError(f"The blob {record.blob} is missing; run the job again.") from error
+
+    async def copy(self, record: ImageRecord | OutputRecord, target: Path) -> None:
+        """Write the checked bytes to `target`, which must not exist, mode 0600."""
+        if isinstance(record, ImageRecord):
+            await anyio.to_thread.run_sync(_write_new, target, await self.data(record))
+            return
+        async with aiofiles.open(target, "xb", opener=partial(os.open, mode=0o600)) as file:
+            async for chunk in self.stream(record, 0, None):
+                await file.write(chunk)
+
+    @contextlib.asynccontextmanager
+    async def file(self, record: ImageRecord | OutputRecord, suffix: str) -> AsyncIterator[Path]:
+        """A private temporary copy, removed on leaving. A copy: who writes to it doesn't write to our blob."""
+        folder = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "async_sessions-"))
+        target = folder / f"{record.digest[:16]}{suffix}"
+        try:
+            await self.copy(record, target)
+            yield target
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(shutil.rmtree, folder)
+
+    async def _shared(self, record: ImageRecord) -> Image.Image:
+        return await self._cache.get(record.blob, partial(self._load, record))
+
+    async def _load(self, record: ImageRecord) -> Image.Image:
+        data = await self.data(record)
+        try:
+            return await anyio.to_thread.run_sync(decode.load, data, record.media_type, limiter=self._cpu)
+        except ImageRejectedError as error:
+            raise CorruptBlobError(f"The blob {record.blob} can't be decoded: {error}") from error
+
+
+class StoredImage:
+    """An image that a record names, whatever its slot holds by now."""
+
+    def __init__(self, record: ImageRecord, reader: Reader) -> None:
+        self.record = record
+        self._reader = reader
+
+    def __repr__(self) -> str:
+        return f"StoredImage({self.record.blob!r})"
+
+    async def image(self) -> Image.Image:
+        """Upright, loaded, yours to draw on. `CorruptBlobError` where the bytes are gone or damaged."""
+        return await self._reader.image(self.record)
+
+    async def array(self) -> np.ndarray:
+        """HxWxC uint8, RGB or RGBA, upright, your own copy."""
+        return await self._reader.array(self.record)
+
+    async def data(self) -> bytes:
+        """The stored file, as it is."""
+        return await self._reader.data(self.record)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_new(target: Path, data: bytes) -> None:
+    with open(target, "xb", opener=partial(os.open, mode=0o600)) as file:
+        file.write(data)

@@ -1,0 +1,279 @@
+"""`Session`: one user's images, state and jobs. A cheap handle: it holds no bytes and no lock."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from PIL import Image
+
+from async_sessions import _keys
+from async_sessions._codec import encode
+from async_sessions._ingest import ImageSource, ingest
+from async_sessions._life import Life
+from async_sessions._reading import StoredImage
+from async_sessions.errors import QuotaExceededError, SessionNotFoundError, SlotEmptyError
+from async_sessions.records import (
+    JSON,
+    GenerationRequest,
+    ImageRecord,
+    JobInfo,
+    OutputRecord,
+    SessionInfo,
+    check_json,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from async_sessions._context import StoreContext
+    from async_sessions._ingest import Ingested
+    from async_sessions._manifest import Manifest
+    from async_sessions._tasks import Tickets
+
+_SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "video/mp4": ".mp4"}
+
+
+class Session:
+    """A handle to one session of an open store.
+
+    `id` is the bearer secret, or `None` when the session was opened by its key; `key` is its storage name and may be
+    logged. Every method raises `SessionNotFoundError` once the session is unknown, expired or deleted; only a handle
+    from `SessionStore.session` creates it, at its first `store_image`, `store_images`, `update_state` or `pin`.
+    Storage failures are `StorageError`s; slot names that are not well formed, `InvalidKeyError`.
+    """
+
+    def __init__(self, context: StoreContext, key: str, *, session_id: str | None, incarnation: str | None) -> None:
+        self._context = context
+        self._life = Life(context, key, incarnation)
+        self.id = session_id
+        self.key = key
+
+    def __repr__(self) -> str:
+        return f"Session(key={self.key!r})"
+
+    # --- images
+
+    async def store_image(
+        self, image: ImageSource, slot: str, *, name: str | None = None, if_revision: str | None = None
+    ) -> ImageRecord:
+        """Keep `image` in `slot`, durably; the one that was there moves to `SessionInfo.recent`.
+
+        `image` is a PIL image, the bytes of a JPEG, PNG or WebP file, a `Path` to one, a uint8 array HxW or HxWxC
+        (C 1, 3 or 4) or uint16 array HxW, or an async iterator of a file's chunks; `ImageRejectedError` says what is
+        wrong with it. Of two calls for one slot, the later call wins, however long its decoding takes. `name` is shown
+        to people and is no path. `RevisionConflictError` if `if_revision` is not the session's revision any more.
+        """
+        tickets = self._draw([slot])
+        ingested = await self._ingest(image, name)
+        return (await self._life.commit_images({slot: ingested}, tickets, if_revision))[slot]
+
+    async def store_images(self, images: Mapping[str, ImageSource]) -> Mapping[str, ImageRecord]:
+        """Keep several images, all of them or none; see `store_image`."""
+        tickets = self._draw(images)
+        ingested = {slot: await self._ingest(image, None) for slot, image in images.items()}
+        return await self._life.commit_images(ingested, tickets, None)
+
+    async def retrieve_image(self, slot: str) -> Image.Image:
+        """The image, upright, loaded, yours to draw on. `SlotEmptyError`, `CorruptBlobError`."""
+        return await self._context.reader.image(await self._use(slot))
+
+    async def retrieve_bytes(self, slot: str) -> bytes:
+        """The stored file: the pixels as they came, upright only with its EXIF orientation."""
+        return await self._context.reader.data(await self._use(slot))
+
+    async def retrieve_array(self, slot: str) -> np.ndarray:
+        """HxWxC uint8, RGB or RGBA, upright, your own copy; 16-bit samples are rounded to 8."""
+        return await self._context.reader.array(await self._use(slot))
+
+    async def retrieve_thumbnail(self, slot: str) -> bytes:
+        """A WebP file, upright, at most 320 pixels on its longer side; it was made when the image was stored."""
+        return await self._context.reader.thumbnail(await self._use(slot))
+
+    @asynccontextmanager
+    async def image_file(self, slot: str) -> AsyncIterator[Path]:
+        """`async with session.image_file("start") as path`: a private temporary copy, for code that wants a path."""
+        record = await self._use(slot)
+        async with self._context.reader.file(record, _SUFFIXES[record.media_type]) as path:
+            yield path
+
+    async def has_image(self, slot: str) -> bool:
+        return self._context.check_slot(slot) in (await self._life.read()).images
+
+    async def clear_image(self, slot: str, *, if_revision: str | None = None) -> None:
+        """Empty the slot; no error where it is empty. `restore_recent` undoes it within the store's `grace`."""
+        tickets = self._draw([slot])
+        now = self._context.clock()
+        await self._life.edit(
+            lambda manifest: manifest.without_image(slot, now) if tickets.fate(slot) == "current" else None,
+            tickets=tickets,
+            if_revision=if_revision,
+        )
+
+    async def restore_recent(self, digest: str, slot: str) -> ImageRecord:
+        """Put a replaced or cleared image back into `slot`. `SlotEmptyError` once it is past the store's `grace`."""
+        tickets = self._draw([slot])
+        now, grace = self._context.clock(), self._context.lifetime.grace
+        manifest = await self._life.edit(
+            lambda manifest: manifest.with_restored(slot, digest, now, grace), tickets=tickets
+        )
+        return manifest.images[slot]
+
+    async def clear_all_images(self) -> None:
+        """Remove every image for good, on disk too, with the recent ones and what finished jobs made of them.
+
+        What an unfinished job names stays for that job alone and goes when it ends.
+        """
+        tickets = self._context.manifests.order(self.key).draw_all()
+        now = self._context.clock()
+        await self._life.edit(lambda manifest: manifest.cleared(now), tickets=tickets, purge=True)
+
+    async def read_record(self, record: ImageRecord) -> StoredImage:
+        """The image that `record` names, whatever its slot holds by now."""
+        self._context.check_open()
+        return StoredImage(record, self._context.reader)
+
+    # --- the session
+
+    async def info(self) -> SessionInfo:
+        """One consistent snapshot."""
+        return (await self._life.read()).info(self._context.lifetime, self._context.clock())
+
+    async def update_state(self, **values: JSON) -> SessionInfo:
+        """Merge `values` into the session's state. `QuotaExceededError` above `Limits.max_state_bytes` of JSON.
+
+        `TypeError` for a value that JSON can't hold, `ValueError` for NaN, infinity or nesting deeper than 32.
+        """
+        await self._context.in_thread(partial(check_json, values))
+        limit = self._context.limits.max_state_bytes
+
+        def merged(manifest: Manifest) -> Manifest:
+            changed = manifest.with_state(values)
+            if len(msgspec.json.encode(changed.state)) > limit:
+                raise QuotaExceededError(f"A session's state may take {limit} bytes as JSON; store less in it.")
+            return changed
+
+        manifest = await self._life.edit(merged, creates=True)
+        return manifest.info(self._context.lifetime, self._context.clock())
+
+    async def touch(self) -> None:
+        """Record a use, so that the session lives on; written at most every 24th part of the store's `ttl`."""
+        await self._life.touch()
+
+    async def delete(self) -> None:
+        """Remove the session with all that it holds, jobs and pins notwithstanding; no error where it is gone."""
+        try:
+            await self._life.bury()
+        except SessionNotFoundError:
+            return
+
+    async def pin(self, owner: str, *, until: datetime) -> None:
+        """Keep the session, its replaced images too, from every sweep before `until` (timezone-aware)."""
+        if until.tzinfo is None:
+            raise ValueError("`until` needs a time zone, for example datetime.now(UTC) + timedelta(hours=1).")
+        await self._life.edit(lambda manifest: manifest.with_pin(owner, until), creates=True)
+
+    async def unpin(self, owner: str) -> None:
+        """Let go of a pin; no error where there is none."""
+        await self._life.edit(lambda manifest: manifest.without_pin(owner))
+
+    # --- jobs
+
+    async def generation_request(
+        self,
+        pipeline: str,
+        *,
+        slots: Iterable[str] = ("start", "end"),
+        params: Mapping[str, JSON] | None = None,
+        priority: int = 0,
+        idempotency_key: str | None = None,
+    ) -> GenerationRequest:
+        """What `Dispatcher.submit` takes: the images that `slots` hold now (an empty slot is left out) and `params`."""
+        wanted = [self._context.check_slot(slot) for slot in slots]
+        images = (await self._life.use()).images
+        return GenerationRequest(
+            session_key=self.key,
+            pipeline=pipeline,
+            inputs={slot: images[slot] for slot in wanted if slot in images},
+            params=dict(params or {}),
+            priority=priority,
+            idempotency_key=idempotency_key,
+        )
+
+    async def store_output(self, data: bytes | Path | Image.Image, *, name: str, media_type: str) -> OutputRecord:
+        """Write a job's result; it belongs to the session once `edit_job` puts the record into the job's entry.
+
+        An image is stored as PNG. Not kept by a session that is gone: `SessionNotFoundError`.
+        """
+        incarnation = (await self._life.read()).incarnation
+        if isinstance(data, Image.Image):
+            data = await self._context.in_thread(partial(encode.encode, data))
+            media_type = "image/png"
+        digest, size = await self._context.in_thread(partial(_measure, data))
+        record = OutputRecord(
+            name=name,
+            media_type=media_type,
+            digest=digest,
+            byte_size=size,
+            stored_at=self._context.clock(),
+            blob=_keys.new_blob(incarnation, digest),
+        )
+        await self._context.commits.uninterrupted(partial(self._context.blobs.put, record.blob, data))
+        return record
+
+    def stream_output(self, record: OutputRecord, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes of a result from `start` up to but not including `end`. `CorruptBlobError` where it is gone."""
+        self._context.check_open()
+        return self._context.reader.stream(record, start, end)
+
+    def output_file(self, record: OutputRecord) -> AbstractAsyncContextManager[Path]:
+        """A private temporary copy of a result, for code that wants a path."""
+        self._context.check_open()
+        return self._context.reader.file(record, _SUFFIXES.get(record.media_type, ""))
+
+    async def edit_job(self, job_id: str, change: Callable[[JobInfo | None], JobInfo | None]) -> JobInfo | None:
+        """One compare-and-swap on a job's entry, for dispatchers; returns the entry as it is then.
+
+        `change` is pure, may be called again and may raise; where it returns `None` nothing is written. A new entry may
+        only name images that the session still holds, else `SlotEmptyError`.
+        """
+
+        def changed(manifest: Manifest) -> Manifest | None:
+            old = manifest.jobs.get(job_id)
+            new = change(old)
+            if new is None or new is old:
+                return None
+            if old is None and not all(map(manifest.available, new.inputs.values())):
+                raise SlotEmptyError("An image of this request was removed meanwhile; store it and submit again.")
+            return manifest.with_job(new)
+
+        return (await self._life.edit(changed)).jobs.get(job_id)
+
+    def _draw(self, slots: Iterable[str]) -> Tickets:
+        """Take this call's place in the order of each slot; to be done before anything is awaited."""
+        self._context.check_open()
+        return self._context.manifests.order(self.key).draw([self._context.check_slot(slot) for slot in slots])
+
+    async def _ingest(self, image: ImageSource, name: str | None) -> Ingested:
+        return await ingest(image, name=name, limits=self._context.limits, limiter=self._context.cpu)
+
+    async def _use(self, slot: str) -> ImageRecord:
+        self._context.check_slot(slot)
+        record = (await self._life.use()).images.get(slot)
+        if record is None:
+            raise SlotEmptyError(f"Slot {slot!r} holds no image; store one first.")
+        return record
+
+
+def _measure(data: bytes | Path) -> tuple[str, int]:
+    """SHA-256 and size in bytes."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest(), len(data)
+    with data.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()

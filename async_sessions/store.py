@@ -1,0 +1,209 @@
+"""`SessionStore`: opens, finds, lists, cleans and deletes sessions. You own it: there is none but the one you enter."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import anyio
+from anyio import AsyncContextManagerMixin
+
+from async_sessions import _keys
+from async_sessions._cache import ImageCache
+from async_sessions._context import StoreContext
+from async_sessions._manifest import Lifetime
+from async_sessions._manifests import Manifests
+from async_sessions._reading import Reader
+from async_sessions._tasks import Commits, utc_now
+from async_sessions.blobs import BlobStore, LocalBlobStore, MemoryBlobStore
+from async_sessions.errors import SessionNotFoundError, StorageError, StoreClosedError
+from async_sessions.janitor import CleanupReport, Janitor
+from async_sessions.records import JSON, MIB, Limits, SessionInfo
+from async_sessions.session import Session
+
+_logger = logging.getLogger("async_sessions")
+
+
+class SessionStore(AsyncContextManagerMixin):
+    """Sessions over a `BlobStore`. An async context manager; used outside it, it raises `StoreClosedError`.
+
+    A session expires `ttl` (and up to `ttl/24`: uses are recorded that coarsely) after its last use, or `max_age` after
+    its creation. What was replaced or cleared can be undone for `grace`. A sweep runs at once and then every
+    `cleanup_interval`; `None` turns it off. `slots` restricts slot names. `cache_bytes` bounds the decoded images kept
+    in memory, for the whole store, at 4 bytes a pixel. `clock` tells the time in UTC.
+
+    Leaving finishes what is being committed; with `delete_on_close` it also deletes the sessions that this object
+    created and that no unfinished job needs.
+    """
+
+    def __init__(
+        self,
+        blobs: BlobStore,
+        *,
+        ttl: timedelta = timedelta(hours=24),
+        max_age: timedelta | None = None,
+        cleanup_interval: timedelta | None = timedelta(minutes=30),
+        grace: timedelta = timedelta(hours=1),
+        slots: Collection[str] | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        cache_bytes: int = 256 * MIB,
+        delete_on_close: bool = False,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.blobs = blobs
+        self.limits = limits
+        self._lifetime = Lifetime(ttl=ttl, max_age=max_age, grace=grace)
+        self._interval = cleanup_interval
+        self._slots = None if slots is None else frozenset(map(_keys.check_slot, slots))
+        self._cache_bytes = cache_bytes
+        self._delete_on_close = delete_on_close
+        self._clock = clock
+        self._entered: tuple[StoreContext, Janitor] | None = None
+
+    def __repr__(self) -> str:
+        return f"SessionStore({self.blobs!r}, {'open' if self._entered else 'closed'})"
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncIterator[Self]:
+        # one read of a key that no session has, so that an unusable backend is refused here
+        await self.blobs.get(_keys.manifest("0" * 32))
+        failure: Exception | None = None
+        async with anyio.create_task_group() as group:
+            context = self._make_context(Commits(group))
+            janitor = Janitor(context)
+            self._entered = context, janitor
+            sweeps = anyio.CancelScope()
+
+            async def sweep_periodically(interval: timedelta) -> None:
+                with sweeps:
+                    await janitor.run(interval)
+
+            if self._interval is not None:
+                group.start_soon(sweep_periodically, self._interval)
+            try:
+                yield self
+            except Exception as error:  # noqa: BLE001 - the caller's own, which the group would wrap in another
+                failure = error
+            finally:
+                sweeps.cancel()
+                if self._delete_on_close:
+                    await self._delete_created(context)
+                self._entered = None
+                context.close()
+        if failure is not None:
+            raise failure
+
+    def clock(self) -> datetime:
+        """The time that this store goes by, in UTC."""
+        return self._clock()
+
+    async def create_session(self, **state: JSON) -> Session:
+        """Mint an id and write the session, with `state`."""
+        session = self.session(_keys.new_session_id())
+        await session.update_state(**state)
+        return session
+
+    def session(self, session_id: str) -> Session:
+        """A handle for an id that you minted and signed; no I/O. The first write creates the session.
+
+        Never for an id that a client made up: whoever knows an id is the session.
+        """
+        return Session(self._context(), _keys.key_of_id(session_id), session_id=session_id, incarnation=None)
+
+    async def restore_session(self, session_id: str) -> Session:
+        """The session of that id. `SessionNotFoundError` for unknown, expired and deleted alike."""
+        return await self._existing(_keys.key_of_id(session_id), session_id)
+
+    async def session_for(self, identity: str) -> Session:
+        """The session of an authenticated user, created where there is none. `identity` is your name for that user."""
+        key = _keys.key_of_identity(identity)
+        try:
+            return await self._existing(key, None)
+        except SessionNotFoundError:
+            session = Session(self._context(), key, session_id=None, incarnation=None)
+            await session.update_state()
+            return session
+
+    async def open_by_key(self, key: str) -> Session:
+        """The session of that storage key, for workers and the command line; never from a client's input."""
+        return await self._existing(_keys.check_session_key(key), None)
+
+    async def delete_session(self, session_id: str) -> None:
+        """Remove a session with all that it holds; no error where there is none."""
+        await self.session(session_id).delete()
+
+    async def sessions(self) -> AsyncIterator[SessionInfo]:
+        """Every living session, in no particular order. A damaged one is skipped, and logged."""
+        context = self._context()
+        async for listed in self.blobs.list(_keys.MANIFESTS):
+            key = _keys.session_key_of(listed.key)
+            try:
+                manifest = await context.manifests.read(key)
+            except StorageError as error:
+                _logger.warning("session %s is left out: %s", key, error)
+                continue
+            now = self._clock()
+            if manifest is not None and self._lifetime.alive(manifest, now):
+                yield manifest.info(self._lifetime, now)
+
+    async def cleanup(self, *, now: datetime | None = None, dry_run: bool = False) -> CleanupReport:
+        """Sweep everything, as of `now`. `dry_run` returns the same report and touches nothing."""
+        return await self._open()[1].sweep(now=now or self._clock(), full=True, dry_run=dry_run)
+
+    def _open(self) -> tuple[StoreContext, Janitor]:
+        if self._entered is None:
+            raise StoreClosedError("The store is not open; use it inside `async with store`.")
+        return self._entered
+
+    def _context(self) -> StoreContext:
+        return self._open()[0]
+
+    def _make_context(self, commits: Commits) -> StoreContext:
+        cpu = anyio.CapacityLimiter(os.cpu_count() or 1)
+        cache = ImageCache(self._cache_bytes)
+        return StoreContext(
+            blobs=self.blobs,
+            manifests=Manifests(self.blobs, self._clock),
+            reader=Reader(self.blobs, cache, cpu),
+            cache=cache,
+            commits=commits,
+            cpu=cpu,
+            clock=self._clock,
+            lifetime=self._lifetime,
+            limits=self.limits,
+            slots=self._slots,
+        )
+
+    async def _existing(self, key: str, session_id: str | None) -> Session:
+        context = self._context()
+        manifest = await context.manifests.read(key)
+        if manifest is None or not self._lifetime.alive(manifest, self._clock()):
+            raise SessionNotFoundError("There is no such session: it is unknown, expired or deleted. Start a new one.")
+        return Session(context, key, session_id=session_id, incarnation=manifest.incarnation)
+
+    async def _delete_created(self, context: StoreContext) -> None:
+        for key in context.created:
+            manifest = await context.manifests.read(key)
+            if manifest is not None and not any(manifest.unfinished_jobs()):
+                await Session(context, key, session_id=None, incarnation=manifest.incarnation).delete()
+
+
+def open_store(target: str | Path | BlobStore, **options: Any) -> SessionStore:
+    """A store on a folder (a path, created 0700 if missing), `"memory://"`, or a `BlobStore`; enter it to use it.
+
+    `options` are those of `SessionStore`.
+    """
+    if isinstance(target, Path):
+        return SessionStore(LocalBlobStore(target), **options)
+    if not isinstance(target, str):
+        return SessionStore(target, **options)
+    if target == "memory://":
+        return SessionStore(MemoryBlobStore(), **options)
+    if "://" in target:
+        raise ValueError(f"{target!r} is neither a folder nor 'memory://'. Pass a BlobStore for anything else.")
+    return SessionStore(LocalBlobStore(target), **options)

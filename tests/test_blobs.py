@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import anyio
+import pytest
+
+from async_sessions import LocalBlobStore, LockTimeoutError, MemoryBlobStore, StorageError
+from async_sessions.blobs import Expect
+from async_sessions.testing.blobs import BlobStoreTests
+
+pytestmark = pytest.mark.anyio
+
+
+class TestMemoryBlobStore(BlobStoreTests):
+    @pytest.fixture
+    def blobs(self) -> MemoryBlobStore:
+        return MemoryBlobStore()
+
+
+class TestLocalBlobStore(BlobStoreTests):
+    @pytest.fixture
+    def blobs(self, tmp_path: Path) -> LocalBlobStore:
+        return LocalBlobStore(tmp_path / "root")
+
+
+async def test_files_and_folders_are_private(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    await LocalBlobStore(root).put("a/b/c", b"x", expect=Expect.ABSENT)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (root, *root.rglob("*"))}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
+
+
+async def test_a_root_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    with pytest.raises(StorageError, match="chmod 700"):
+        await LocalBlobStore(tmp_path).get("a")
+
+
+async def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("x")
+    with pytest.raises(StorageError):
+        await LocalBlobStore(tmp_path / "root").get("a")
+
+
+async def test_a_root_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    blobs = LocalBlobStore(tmp_path / "root")
+    await blobs.put("a", b"x")
+    (tmp_path / "root").rename(tmp_path / "away")
+    with pytest.raises(StorageError):
+        await blobs.put("a", b"y")
+    await blobs.put("a", b"z")
+    found = await blobs.get("a")
+    assert found is not None
+    assert found.data == b"z"
+
+
+async def test_a_lock_that_is_never_released_is_a_typed_error_and_leaves_no_temporary_file(tmp_path: Path) -> None:
+    blobs = LocalBlobStore(tmp_path, lock_timeout=0.05)
+    version = await blobs.put("a", b"x", expect=Expect.ABSENT)
+    [lock] = (tmp_path / "locks").iterdir()
+    holder = await anyio.open_process(
+        ["python3", "-c", f"import fcntl; f = open({str(lock)!r}); fcntl.flock(f, 2); print(flush=True); input()"]
+    )
+    try:
+        assert holder.stdout is not None
+        await holder.stdout.receive()
+        with pytest.raises(LockTimeoutError, match="stopped process"):
+            await blobs.put("a", b"y", expect=version)
+        assert os.listdir(tmp_path / "tmp") == []
+    finally:
+        holder.kill()
+        await holder.wait()
+    assert await blobs.put("a", b"y", expect=version) != version
+
+
+async def test_the_temporary_file_of_a_killed_writer_is_listed_below_tmp_only(tmp_path: Path) -> None:
+    blobs = LocalBlobStore(tmp_path)
+    await blobs.put("a", b"x")
+    (tmp_path / "tmp" / "0123").write_bytes(b"half")
+    assert [info.key async for info in blobs.list()] == ["a"]
+    assert [info.key async for info in blobs.list("tmp/")] == ["tmp/0123"]
+    await blobs.delete("tmp/0123")
+    assert [info.key async for info in blobs.list("tmp/")] == []
+
+
+async def test_one_store_serves_loops_one_after_the_other(tmp_path: Path) -> None:
+    blobs = LocalBlobStore(tmp_path)
+    await anyio.to_thread.run_sync(lambda: anyio.run(blobs.put, "a", b"x"))
+    found = await blobs.get("a")
+    assert found is not None
+    assert found.data == b"x"

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import anyio
+import anyio.lowlevel
+import pytest
+from PIL import Image, ImageDraw
+
+from async_sessions._cache import ImageCache, view
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_many_readers_share_one_load() -> None:
+    cache = ImageCache(10_000)
+    gate = anyio.Event()
+    loads = 0
+    seen: list[Image.Image] = []
+
+    async def load() -> Image.Image:
+        nonlocal loads
+        loads += 1
+        await gate.wait()
+        return Image.new("RGB", (10, 10), "red")
+
+    async def read() -> None:
+        seen.append(await cache.get("a", load))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(read)
+        await anyio.wait_all_tasks_blocked()
+        gate.set()
+    assert loads == 1
+    assert len(seen) == 8
+
+
+async def test_a_cancelled_load_is_taken_over_by_a_waiter() -> None:
+    cache = ImageCache(10_000)
+    gates = [anyio.Event(), anyio.Event()]
+    gates[1].set()
+    loads: list[anyio.Event] = []
+
+    async def load() -> Image.Image:
+        loads.append(gates[len(loads)])
+        await loads[-1].wait()
+        return Image.new("RGB", (10, 10))
+
+    async with anyio.create_task_group() as group:
+        first = anyio.CancelScope()
+
+        async def cancelled() -> None:
+            with first:
+                await cache.get("a", load)
+
+        group.start_soon(cancelled)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(cache.get, "a", load)
+        await anyio.wait_all_tasks_blocked()
+        first.cancel()
+    assert len(loads) == 2
+
+
+async def test_each_waiter_gets_an_exception_of_its_own() -> None:
+    cache = ImageCache(10_000)
+    raised: list[Exception] = []
+
+    async def load() -> Image.Image:
+        await anyio.lowlevel.checkpoint()
+        raise LookupError("x")
+
+    async def read() -> None:
+        try:
+            await cache.get("a", load)
+        except LookupError as error:
+            raised.append(error)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(read)
+    assert len({id(error) for error in raised}) == 4
+
+
+async def test_the_cache_is_bounded_by_bytes_and_an_oversize_image_bypasses_it() -> None:
+    cache = ImageCache(1000)
+    loads: list[str] = []
+
+    async def get(name: str, side: int) -> None:
+        async def load() -> Image.Image:
+            loads.append(name)
+            return Image.new("RGB", (side, side))
+
+        await cache.get(name, load)
+
+    await get("a", 10)
+    await get("b", 10)
+    await get("a", 10)
+    await get("huge", 100)
+    await get("huge", 100)
+    await get("a", 10)
+    await get("c", 10)
+    await get("b", 10)
+    assert loads == ["a", "b", "huge", "huge", "c", "b"]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "CMYK", "I;16"])
+def test_drawing_on_a_view_leaves_the_shared_image_alone(mode: str) -> None:
+    shared = Image.new(mode, (20, 20))
+    before = shared.tobytes()
+    drawn, pasted, cut = view(shared), view(shared), view(shared)
+    if mode != "LA":
+        ImageDraw.Draw(drawn).rectangle((0, 0, 9, 9), fill=1)
+    pasted.paste(Image.new(mode, (5, 5), 1 if len(shared.getbands()) == 1 else (1,) * len(shared.getbands())))
+    cut.putpixel((0, 0), 1 if len(shared.getbands()) == 1 else (1,) * len(shared.getbands()))
+    assert shared.tobytes() == before
+    assert pasted.tobytes() != before
+    assert cut.tobytes() != before

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+from msgspec.structs import replace
+from PIL import Image
+
+from async_sessions import JobInfo, LocalBlobStore, Session, SessionNotFoundError, SessionStore, open_store
+from async_sessions._manifest import Lifetime, Manifest
+from async_sessions.janitor import plan_sweep
+from tests.clock import Clock
+from tests.faults import FaultyBlobStore, files_below, keys_of
+
+pytestmark = pytest.mark.anyio
+
+RED = Image.new("RGB", (40, 30), "red")
+BLUE = Image.new("RGB", (30, 40), "blue")
+DAY = timedelta(hours=24)
+HOUR = timedelta(hours=1)
+
+
+def queued_job(session: Session, store: SessionStore, **inputs: object) -> JobInfo:
+    return JobInfo(
+        id=f"{session.key}.{'0' * 16}",
+        pipeline="p",
+        inputs=inputs,  # type: ignore[arg-type]
+        params={},
+        submitted_at=store.clock(),
+        owner="o",
+    )
+
+
+async def test_an_expired_session_goes_with_its_blobs_and_a_used_one_stays(session_store: SessionStore) -> None:
+    old = await session_store.create_session()
+    await old.store_image(RED, "start")
+    now = session_store.clock()
+    report = await session_store.cleanup(now=now + DAY)
+    assert report.removed == ()
+    report = await session_store.cleanup(now=now + DAY + HOUR + timedelta(seconds=1))
+    assert [(removal.kind, removal.key) for removal in report.removed] == [("session", old.key)]
+    assert "24:00:00" in report.removed[0].reason or "1 day" in report.removed[0].reason
+    assert report.freed_bytes > 0
+    assert await keys_of(session_store.blobs) == set()
+
+
+async def test_a_dry_run_reports_the_same_and_touches_nothing(session_store: SessionStore) -> None:
+    session = await session_store.create_session()
+    await session.store_image(RED, "start")
+    await session.store_image(BLUE, "start")
+    (await session_store.create_session()).key  # noqa: B018
+    for later in (2 * HOUR, 2 * DAY):
+        now = session_store.clock() + later
+        before = await keys_of(session_store.blobs)
+        dry = await session_store.cleanup(now=now, dry_run=True)
+        assert await keys_of(session_store.blobs) == before
+        wet = await session_store.cleanup(now=now)
+        assert set(wet.removed) == set(dry.removed)
+        assert wet.removed != ()
+    assert await keys_of(session_store.blobs) == set()
+
+
+async def test_a_replaced_image_goes_after_the_grace(session_store: SessionStore) -> None:
+    session = await session_store.create_session()
+    red = await session.store_image(RED, "start")
+    blue = await session.store_image(BLUE, "start")
+    now = session_store.clock()
+    assert (await session_store.cleanup(now=now + HOUR / 2)).removed == ()
+    report = await session_store.cleanup(now=now + 2 * HOUR)
+    assert {removal.key for removal in report.removed} == {red.blob, f"{red.blob}.thumb"}
+    assert {removal.kind for removal in report.removed} == {"image"}
+    assert await keys_of(session_store.blobs, "blobs/") == {blue.blob, f"{blue.blob}.thumb"}
+    assert (await session.info()).expires_at < now + DAY + 2 * HOUR  # a sweep is no use
+
+
+async def test_a_pin_keeps_the_session_and_its_replaced_images(session_store: SessionStore) -> None:
+    session = await session_store.create_session()
+    red = await session.store_image(RED, "start")
+    await session.store_image(BLUE, "start")
+    now = session_store.clock()
+    await session.pin("me", until=now + 3 * DAY)
+    assert (await session_store.cleanup(now=now + 2 * DAY)).removed == ()
+    await session.unpin("me")
+    assert red.blob in {removal.key for removal in (await session_store.cleanup(now=now + 2 * HOUR)).removed}
+    await session.pin("me", until=now + 3 * DAY)
+    await session_store.cleanup(now=now + 4 * DAY)
+    with pytest.raises(SessionNotFoundError):
+        await session.info()
+
+
+async def test_an_unfinished_job_keeps_its_session_and_its_images(session_store: SessionStore) -> None:
+    session = await session_store.create_session()
+    red = await session.store_image(RED, "start")
+    job = queued_job(session, session_store, start=red)
+    await session.edit_job(job.id, lambda _: job)
+    await session.clear_image("start")
+    now = session_store.clock()
+    assert (await session_store.cleanup(now=now + 10 * DAY)).removed == ()
+    assert (await (await session.read_record(red)).image()).size == RED.size
+    await session.edit_job(job.id, lambda old: replace(old, status="succeeded"))  # type: ignore[type-var]
+    report = await session_store.cleanup(now=now + 10 * DAY)
+    assert [removal.kind for removal in report.removed] == ["session"]
+    assert await keys_of(session_store.blobs) == set()
+
+
+async def test_images_cleared_under_a_job_go_when_it_ends(session_store: SessionStore) -> None:
+    session = await session_store.create_session()
+    red = await session.store_image(RED, "start")
+    job = queued_job(session, session_store, start=red)
+    await session.edit_job(job.id, lambda _: job)
+    await session.clear_all_images()
+    assert (await session.info()).recent == ()
+    assert (await (await session.read_record(red)).image()).size == RED.size
+    await session.edit_job(job.id, lambda old: replace(old, status="cancelled"))  # type: ignore[type-var]
+    assert await keys_of(session_store.blobs, "blobs/") == set()
+
+
+async def test_what_a_crash_left_goes_after_the_grace(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    async with open_store(root, cleanup_interval=None) as store:
+        session = await store.create_session()
+        record = await session.store_image(RED, "start")
+        incarnation = record.blob.split("/")[1]
+        await store.blobs.put(f"blobs/{incarnation}/{'1' * 64}.{'2' * 16}", b"never named")
+        await store.blobs.put(f"blobs/{'3' * 32}/{'1' * 64}.{'2' * 16}", b"of no session")
+        await store.blobs.put(f"queue/{session.key}.{'4' * 16}.json", b"{}")
+        (root / "tmp" / "half").write_bytes(b"half")
+        now = store.clock()
+        assert (await store.cleanup(now=now + HOUR / 2)).removed == ()
+        report = await store.cleanup(now=now + 2 * HOUR)
+        assert sorted(removal.kind for removal in report.removed) == ["marker", "orphan", "orphan", "temporary"]
+        assert await keys_of(store.blobs, "blobs/") == {record.blob, f"{record.blob}.thumb"}
+        assert files_below(root, "tmp") == []
+        assert (await session.retrieve_image("start")).size == RED.size
+
+
+async def test_an_unfinished_deletion_is_finished(session_store: SessionStore) -> None:
+    session = await session_store.create_session()
+    await session.store_image(RED, "start")
+    manifests = session_store._context().manifests
+    await manifests.edit(session.key, lambda manifest: manifest.as_tombstone() if manifest else None)
+    with pytest.raises(SessionNotFoundError):
+        await session.info()
+    await session_store.cleanup()
+    assert await keys_of(session_store.blobs) == set()
+
+
+async def test_a_damaged_manifest_keeps_every_blob(session_store: SessionStore, tmp_path: Path) -> None:
+    session = await session_store.create_session()
+    await session.store_image(RED, "start")
+    path = tmp_path / "sessions" / "manifests" / session.key[:2] / f"{session.key}.json"
+    path.write_bytes(b"{")
+    before = await keys_of(session_store.blobs)
+    report = await session_store.cleanup(now=session_store.clock() + 10 * DAY)
+    assert report.removed == ()
+    assert session.key in report.problems[0]
+    assert await keys_of(session_store.blobs) == before
+
+
+async def test_a_blob_that_is_being_committed_survives_a_sweep_from_the_future() -> None:
+    blobs = FaultyBlobStore()
+    gate = anyio.Event()
+    async with open_store(blobs, cleanup_interval=None) as store:
+        session = await store.create_session()
+        blobs.before_put = lambda key: gate if key.startswith("manifests/") else None
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.store_image, RED, "start")
+            await blobs.putting.wait()
+            await store.cleanup(now=store.clock() + 2 * HOUR)
+            gate.set()
+        async with open_store(blobs.inner, cleanup_interval=None) as fresh:
+            assert (await (await fresh.open_by_key(session.key)).retrieve_image("start")).size == RED.size
+
+
+async def test_a_session_that_is_used_while_it_is_judged_stays() -> None:
+    blobs = FaultyBlobStore()
+    clock = Clock()
+    gate = anyio.Event()
+    async with open_store(blobs, cleanup_interval=None, clock=clock) as store:
+        session = await store.create_session()
+        clock.advance(days=2)
+        blobs.before_put = lambda key: gate
+        async with anyio.create_task_group() as group:
+            group.start_soon(store.cleanup)
+            await blobs.putting.wait()  # the sweep is about to bury it
+            blobs.before_put = lambda key: None
+            clock.now -= DAY
+            await session.update_state(a=1)
+            clock.advance(days=1)
+            gate.set()
+        assert (await session.info()).state == {"a": 1}
+
+
+async def test_the_first_sweep_runs_at_once_and_does_not_delay_the_opening(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "root", ttl=timedelta(0), grace=timedelta(0), cleanup_interval=None) as store:
+        await store.create_session()
+    gate = anyio.Event()
+
+    class SlowToList(LocalBlobStore):
+        async def list(self, prefix=""):  # type: ignore[no-untyped-def]
+            await gate.wait()
+            async for info in super().list(prefix):
+                yield info
+
+    blobs = SlowToList(tmp_path / "root")
+    async with open_store(blobs, ttl=timedelta(0), grace=timedelta(0)):
+        gate.set()
+        with anyio.fail_after(10):
+            while files_below(tmp_path / "root", "manifests"):  # noqa: ASYNC110 - the sweep tells nobody
+                await anyio.sleep(0.01)
+
+
+async def test_a_quiet_sweep_reads_no_manifest() -> None:
+    blobs = FaultyBlobStore()
+    reads: list[str] = []
+    get = blobs.inner.get
+
+    async def counted(key: str):  # type: ignore[no-untyped-def]
+        reads.append(key)
+        return await get(key)
+
+    async with open_store(blobs, cleanup_interval=None) as store:
+        for _ in range(5):
+            await store.create_session()
+        janitor = store._open()[1]
+        await janitor.sweep(now=store.clock())
+        blobs.inner.get = counted  # type: ignore[method-assign]
+        await janitor.sweep(now=store.clock())
+        assert reads == []
+
+
+def test_a_plan_is_made_from_its_arguments_alone() -> None:
+    now = Clock().now
+    lifetime = Lifetime(ttl=DAY, max_age=None, grace=HOUR)
+    manifest = Manifest.new("0" * 32, "1" * 32, now)
+    assert plan_sweep(manifest, now=now, lifetime=lifetime) == (None, ())
+    assert plan_sweep(manifest, now=now + 2 * DAY, lifetime=lifetime).expired == f"unused for {DAY}"
+    pinned = manifest.with_pin("me", now + 3 * DAY)
+    assert plan_sweep(pinned, now=now + 2 * DAY, lifetime=lifetime) == (None, ())
+    aged = Lifetime(ttl=DAY, max_age=HOUR, grace=HOUR)
+    assert plan_sweep(manifest, now=now + HOUR, lifetime=aged).expired == f"older than {HOUR}"

@@ -1,0 +1,124 @@
+"""More than one process on one folder, and processes that are killed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from async_sessions import open_store
+from tests.faults import files_below
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+
+WRITER = """
+import sys
+import anyio
+from PIL import Image
+from async_sessions import open_store
+
+async def main(root, key, name, count):
+    async with open_store(root, cleanup_interval=None) as store:
+        session = await store.open_by_key(key)
+        async with anyio.create_task_group() as group:
+            for number in range(count):
+                if number % 2:
+                    group.start_soon(lambda n=number: session.update_state(**{f"{name}{n}": n}))
+                else:
+                    group.start_soon(session.store_image, Image.new("RGB", (8, 8), (number, 0, 0)), f"{name}{number}")
+
+anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+"""
+
+VICTIM = """
+import itertools, sys
+import anyio
+from datetime import timedelta
+from PIL import Image
+from async_sessions import open_store
+from tests.test_processes import step
+
+async def main(root, key):
+    async with open_store(root, cleanup_interval=timedelta(milliseconds=20), grace=timedelta(0)) as store:
+        session = await store.open_by_key(key)
+        for number in itertools.count(1):
+            slot, height = step(number)
+            if height:
+                await session.store_image(Image.new("RGB", (64, height), "red"), slot)
+            else:
+                await session.clear_image(slot)
+            print(number, flush=True)
+
+anyio.run(main, sys.argv[1], sys.argv[2])
+"""
+
+
+async def test_two_processes_lose_no_update_of_one_session(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    async with open_store(root) as store:
+        key = (await store.create_session()).key
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, root, key, name, "200"]) for name in ("a", "b")]
+    assert [writer.wait(100) for writer in writers] == [0, 0]
+    async with open_store(root) as store:
+        info = await (await store.open_by_key(key)).info()
+    for name in ("a", "b"):
+        assert {slot for slot in info.images if slot.startswith(name)} == {f"{name}{n}" for n in range(0, 200, 2)}
+        assert {field for field in info.state if field.startswith(name)} == {f"{name}{n}" for n in range(1, 200, 2)}
+
+
+def step(number: int) -> tuple[str, int]:
+    """What `VICTIM` does as its `number`th operation: the slot, and the height that it has afterwards (0: empty)."""
+    return f"slot{number % 3}", 0 if number % 7 == 0 else 64 + number % 50
+
+
+async def check_kills(root: Path, kills: int, seed: int) -> int:
+    """Kill a process that stores, replaces, clears and sweeps, again and again. Returns the acknowledged operations.
+
+    After each kill everything that it acknowledged is there, but for the one operation under way, which has happened
+    or has not; every image decodes. In the end a sweep leaves nothing but what is named.
+    """
+    rng = random.Random(seed)
+    acknowledged = 0
+    held: dict[str, int] = {}
+    async with open_store(root, cleanup_interval=None) as store:
+        key = (await store.create_session()).key
+    for _ in range(kills):
+        victim = subprocess.Popen([sys.executable, "-c", VICTIM, root, key], stdout=subprocess.PIPE, text=True)
+        assert victim.stdout is not None
+        lines = [victim.stdout.readline()]
+        with pytest.raises(subprocess.TimeoutExpired):
+            victim.wait(rng.uniform(0.005, 0.25))
+        victim.send_signal(signal.SIGKILL)
+        lines += victim.stdout.readlines()
+        victim.stdout.close()
+        assert victim.wait(10) == -signal.SIGKILL
+        done = sum(line.endswith("\n") for line in lines)
+        acknowledged += done
+        for number in range(1, done + 1):
+            slot, height = step(number)
+            held[slot] = height
+        async with open_store(root, cleanup_interval=None) as store:
+            session = await store.open_by_key(key)
+            images = (await session.info()).images
+            found = {slot: images[slot].height if slot in images else 0 for slot in held}
+            slot, height = step(done + 1)
+            assert found in (held, {**held, slot: height})
+            held = found
+            for slot, record in images.items():
+                assert (await session.retrieve_image(slot)).size == record.size
+    async with open_store(root, cleanup_interval=None) as store:
+        session = await store.open_by_key(key)
+        await store.cleanup(now=store.clock() + timedelta(hours=2))
+        images = (await session.info()).images
+        assert len(files_below(root, "blobs")) == 2 * len(images)
+        assert files_below(root, "tmp") == []
+    return acknowledged
+
+
+async def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    assert await check_kills(tmp_path / "root", kills=6, seed=1) > 6

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import anyio
+import pytest
+from PIL import Image
+
+from async_sessions import (
+    CorruptBlobError,
+    CorruptManifestError,
+    InvalidKeyError,
+    JobInfo,
+    SessionNotFoundError,
+    SessionStore,
+    StorageError,
+    StoreClosedError,
+    UnknownSchemaError,
+    open_store,
+)
+from tests.clock import Clock
+from tests.faults import FaultyBlobStore, files_below, keys_of
+
+pytestmark = pytest.mark.anyio
+
+RED = Image.new("RGB", (40, 30), "red")
+
+
+async def test_a_session_is_there_after_a_restart(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "root") as store:
+        session = await store.create_session(model="i2v-A14B")
+        record = await session.store_image(RED, "start")
+    assert session.id is not None
+    async with open_store(str(tmp_path / "root")) as store:
+        again = await store.restore_session(session.id)
+        assert (await again.retrieve_image("start")).tobytes() == RED.tobytes()
+        info = await again.info()
+        assert info.images == {"start": record}
+        assert info.state == {"model": "i2v-A14B"}
+
+
+async def test_a_store_that_is_not_open_says_so(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "root")
+    with pytest.raises(StoreClosedError):
+        store.session("x")
+    async with store:
+        session = await store.create_session()
+    for call in (session.info, session.delete, lambda: session.store_image(RED, "start"), store.cleanup):
+        with pytest.raises(StoreClosedError):
+            await call()
+
+
+async def test_a_store_can_be_opened_again(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "root")
+    async with store:
+        session = await store.create_session()
+    async with store:
+        assert (await (await store.open_by_key(session.key)).info()).images == {}
+
+
+async def test_a_root_that_others_can_write_to_is_refused_at_the_door(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(StorageError, match="chmod 700"):
+        async with open_store(tmp_path):
+            pass
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(ValueError, match="memory://"):
+        open_store("gopher://x")
+
+
+async def test_unknown_and_deleted_sessions_are_one_answer(session_store: SessionStore) -> None:
+    session = await session_store.create_session()
+    assert session.id is not None
+    await session_store.delete_session(session.id)
+    await session_store.delete_session("never seen")
+    messages = set()
+    for session_id in (session.id, "never seen", "../../etc/passwd", ""):
+        with pytest.raises(SessionNotFoundError) as raised:
+            await session_store.restore_session(session_id)
+        messages.add(str(raised.value))
+    assert len(messages) == 1
+
+
+async def test_a_key_that_is_none_is_refused(session_store: SessionStore) -> None:
+    for key in ("", "../x", "A" * 32, "0" * 31):
+        with pytest.raises(InvalidKeyError):
+            await session_store.open_by_key(key)
+
+
+async def test_a_handle_writes_nothing_until_it_stores_something(session_store: SessionStore) -> None:
+    session = session_store.session("minted and signed by us")
+    with pytest.raises(SessionNotFoundError):
+        await session.info()
+    with pytest.raises(SessionNotFoundError):
+        await session.clear_all_images()
+    assert await keys_of(session_store.blobs) == set()
+    await session.store_image(RED, "start")
+    assert (await session_store.restore_session("minted and signed by us")).key == session.key
+
+
+async def test_racing_first_writes_make_one_session(session_store: SessionStore) -> None:
+    async with anyio.create_task_group() as group:
+        for number in range(8):
+            group.start_soon(session_store.session("id").store_image, RED, f"slot{number}")
+    info = await (await session_store.restore_session("id")).info()
+    assert len(info.images) == 8
+    assert len(await keys_of(session_store.blobs, "blobs/")) == 16
+
+
+async def test_the_next_life_of_an_id_knows_nothing_of_the_last(session_store: SessionStore) -> None:
+    first = session_store.session("id")
+    await first.store_image(RED, "start")
+    await session_store.delete_session("id")
+    second = session_store.session("id")
+    await second.update_state(a=1)
+    assert (await second.info()).images == {}
+    with pytest.raises(SessionNotFoundError):
+        await first.store_image(RED, "start")
+
+
+async def test_a_user_has_one_session_by_name(session_store: SessionStore) -> None:
+    first = await session_store.session_for("ada")
+    await first.store_image(RED, "start")
+    again = await session_store.session_for("ada")
+    assert again.key == first.key
+    assert await again.has_image("start")
+    assert (await session_store.session_for("bob")).key != first.key
+    assert {info.key async for info in session_store.sessions()} == {
+        first.key,
+        (await session_store.session_for("bob")).key,
+    }
+
+
+async def test_an_unused_session_expires_and_a_used_one_does_not() -> None:
+    clock = Clock()
+    async with open_store("memory://", ttl=timedelta(hours=24), cleanup_interval=None, clock=clock) as store:
+        unused, used = await store.create_session(), await store.create_session()
+        await used.store_image(RED, "start")
+        for _ in range(30):
+            clock.advance(hours=1)
+            await used.retrieve_image("start")
+        with pytest.raises(SessionNotFoundError):
+            await unused.info()
+        assert used.id is not None
+        assert (await (await store.restore_session(used.id)).info()).expires_at > clock.now
+
+
+async def test_a_session_ends_at_its_maximal_age_however_much_it_is_used() -> None:
+    clock = Clock()
+    async with open_store("memory://", max_age=timedelta(hours=5), clock=clock) as store:
+        session = await store.create_session()
+        clock.advance(hours=4)
+        await session.touch()
+        clock.advance(hours=1)
+        with pytest.raises(SessionNotFoundError):
+            await session.info()
+
+
+async def test_a_touch_is_written_rarely() -> None:
+    clock = Clock()
+    async with open_store("memory://", clock=clock) as store:
+        session = await store.create_session()
+        revision = (await session.info()).revision
+        clock.advance(minutes=59)
+        await session.touch()
+        assert (await session.info()).revision == revision
+        clock.advance(minutes=1)
+        await session.touch()
+        assert (await session.info()).revision != revision
+
+
+async def test_a_damaged_blob_is_typed_and_harms_no_other_slot(session_store: SessionStore, tmp_path: Path) -> None:
+    session = await session_store.create_session()
+    for slot, color in (("start", "red"), ("end", "blue"), ("middle", "green")):
+        await session.store_image(Image.new("RGB", (50, 50), color), slot)
+    images = (await session.info()).images
+    root = tmp_path / "sessions"
+    (root / images["start"].blob).write_bytes(b"flipped")
+    (root / images["end"].blob).unlink()
+    async with open_store(root, cleanup_interval=None) as fresh:
+        again = await fresh.open_by_key(session.key)
+        for slot in ("start", "end"):
+            with pytest.raises(CorruptBlobError):
+                await again.retrieve_image(slot)
+        assert (await again.retrieve_image("middle")).size == (50, 50)
+        await again.store_image(RED, "start")
+        assert (await again.retrieve_image("start")).size == RED.size
+
+
+async def test_a_damaged_manifest_is_typed_and_harms_no_other_session(
+    session_store: SessionStore, tmp_path: Path
+) -> None:
+    damaged, newer, whole = [await session_store.create_session() for _ in range(3)]
+    root = tmp_path / "sessions" / "manifests"
+    (root / damaged.key[:2] / f"{damaged.key}.json").write_bytes(b'{"schema": 1, "key"')
+    path = root / newer.key[:2] / f"{newer.key}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    with pytest.raises(CorruptManifestError):
+        await damaged.info()
+    with pytest.raises(CorruptManifestError):
+        await damaged.store_image(RED, "start")
+    with pytest.raises(UnknownSchemaError, match="Upgrade"):
+        await newer.update_state(a=1)
+    before = files_below(root)
+    assert [info.key async for info in session_store.sessions()] == [whole.key]
+    assert len((await session_store.cleanup()).problems) == 2
+    assert files_below(root) == before
+
+
+async def test_closing_deletes_what_this_store_made_where_it_was_asked_to(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "root") as store:
+        kept = await store.create_session()
+    async with open_store(tmp_path / "root", delete_on_close=True) as store:
+        await (await store.open_by_key(kept.key)).store_image(RED, "start")
+        made, busy = await store.create_session(), await store.create_session()
+        await made.store_image(RED, "start")
+        job = JobInfo(
+            id=f"{busy.key}.{'0' * 16}", pipeline="p", inputs={}, params={}, submitted_at=store.clock(), owner="o"
+        )
+        await busy.edit_job(job.id, lambda _: job)
+    async with open_store(tmp_path / "root") as store:
+        assert {info.key async for info in store.sessions()} == {kept.key, busy.key}
+
+
+async def test_closing_waits_for_what_is_being_committed() -> None:
+    blobs = FaultyBlobStore()
+    gate = anyio.Event()
+    store = open_store(blobs, cleanup_interval=None)
+    async with anyio.create_task_group() as group:
+
+        async def open_and_leave() -> None:
+            async with store:
+                session = await store.create_session()
+                keys.append(session.key)
+                blobs.before_put = lambda key: gate
+                group.start_soon(session.store_image, RED, "start")
+                await blobs.putting.wait()
+            closed.set()
+
+        keys: list[str] = []
+        closed = anyio.Event()
+        group.start_soon(open_and_leave)
+        await blobs.putting.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert not closed.is_set()
+        gate.set()
+    async with store:
+        assert (await (await store.open_by_key(keys[0])).info()).images["start"].size == RED.size
+
+
+async def test_an_error_in_the_body_comes_out_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(SessionNotFoundError):
+        async with open_store(tmp_path / "root") as store:
+            await store.restore_session("unknown")
