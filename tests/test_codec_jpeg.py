@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from async_sessions._codec.base import read_orientation, write_orientation
+from async_sessions.records import Limits
 from tests.images import (
     CAMERA,
     PLACE,
@@ -130,6 +131,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_a_jpeg_that_is_not_one_whole_image_is_refused(case: str) -> None:
     build, reason = REFUSED[case]
     assert refusal(build()) == reason
+
+
+def test_the_larger_the_image_the_fewer_scans_it_may_have() -> None:
+    limits = Limits(max_pixels=64 * 48)
+    assert refusal(_many_scans(20), limits) is None
+    assert refusal(_many_scans(21), limits) == "cpu_bomb"
 
 
 TAKEN: dict[str, Callable[[], bytes]] = {

@@ -26,7 +26,8 @@ from async_sessions._codec.base import (
 from async_sessions.errors import ImageRejectedError
 from async_sessions.records import KIB, Limits
 
-MAX_SCANS: Final = 100  # every scan of a progressive file costs a pass over all its pixels
+MAX_SCANS: Final = 100  # each costs a pass over all pixels, however few its bytes; encoders write about ten
+MAX_FULL_SCANS: Final = 20  # of an image as large as the limits allow; of smaller ones, as many more
 
 _EOI: Final = 0xD9
 _SOS: Final = 0xDA
@@ -67,12 +68,13 @@ def rebuild(data: bytes | bytearray, limits: Limits) -> Rebuilt:
                 if frame is not None:
                     raise corrupt("JPEG", "it has two frames")
                 frame = _frame(segment, limits)
-            case marker if marker == _SOS:
+            case 0xDA:  # start of scan
                 if frame is None:
                     raise corrupt("JPEG", "its pixels come before their description")
                 scans += 1
-                if scans > MAX_SCANS:
-                    raise ImageRejectedError("cpu_bomb", f"The JPEG has more than {MAX_SCANS} scans. Save it again.")
+                passes = scans * frame.width * frame.height
+                if scans > MAX_SCANS or passes > MAX_FULL_SCANS * limits.max_pixels:
+                    raise ImageRejectedError("cpu_bomb", "The JPEG has far too many scans for its size. Save it again.")
                 complete |= _scan(segment, frame)
             case 0xC4 | 0xDB | 0xDD:  # Huffman tables, quantization tables, restart interval
                 pass
