@@ -4,6 +4,7 @@
     blobs/<incarnation>/<digest>.<nonce>   immutable; a name is written once and never again
     blobs/<incarnation>/<digest>.<nonce>.thumb
     queue/<job id>.json                    a hint: this job may be unfinished
+    owners/<owner>.json                    the lease of a living dispatcher
     tmp/...                                a backend's own unfinished writes
 
 A session id is a secret: it is hashed before it touches storage, and no text that a client sends becomes a path.
@@ -20,6 +21,7 @@ from async_sessions.errors import InvalidKeyError, JobNotFoundError
 MANIFESTS = "manifests/"
 BLOBS = "blobs/"
 QUEUE = "queue/"
+OWNERS = "owners/"
 TEMPORARY = "tmp/"
 
 _SLOT = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -116,3 +118,11 @@ def split_job_id(job_id: str) -> tuple[str, str]:
 
 def queue_marker(job_id: str) -> str:
     return f"{QUEUE}{job_id}.json"
+
+
+def job_of_marker(marker: str) -> str:
+    return marker.removeprefix(QUEUE).removesuffix(".json")
+
+
+def owner_lease(owner: str) -> str:
+    return f"{OWNERS}{owner}.json"

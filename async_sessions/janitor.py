@@ -27,7 +27,7 @@ FULL_PASS = timedelta(days=1)  # how often every blob is compared with every man
 
 _logger = logging.getLogger("async_sessions")
 
-RemovalKind = Literal["session", "image", "orphan", "temporary", "marker"]
+RemovalKind = Literal["session", "image", "orphan", "temporary", "marker", "lease"]
 
 
 class Removal(msgspec.Struct, frozen=True):
@@ -119,6 +119,7 @@ class Janitor:
             await sweep.orphan(blob, size)
         await sweep.temporaries()
         await sweep.markers()
+        await sweep.leases()
         if not dry_run:
             self._due = {key: seen for key, seen in self._due.items() if key in present}
             self._last_full = now if full else self._last_full
@@ -199,7 +200,7 @@ class _Sweep:
     async def markers(self) -> None:
         async for info in self.aged(_keys.QUEUE):
             try:
-                job_id = info.key.removeprefix(_keys.QUEUE).removesuffix(".json")
+                job_id = _keys.job_of_marker(info.key)
                 manifest = await self._context.manifests.read(_keys.split_job_id(job_id)[0])
             except (StorageError, JobNotFoundError, InvalidKeyError) as error:
                 self._problems.append(str(error))
@@ -207,6 +208,10 @@ class _Sweep:
             job = manifest.jobs.get(job_id) if manifest else None
             if job is None or not job.unfinished:
                 await self._delete(Removal("marker", info.key, "its job is over or was never accepted", info.size))
+
+    async def leases(self) -> None:
+        async for info in self.aged(_keys.OWNERS):
+            await self._delete(Removal("lease", info.key, "its process is gone", info.size))
 
     async def _expire(self, manifest: Manifest, version: str, reason: str) -> Manifest | None:
         removal = Removal("session", manifest.key, reason, manifest.total_bytes())

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from async_sessions._ingest import Ingested
     from async_sessions._manifest import Manifest
     from async_sessions._tasks import Tickets
+    from async_sessions.records import Limits
 
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "video/mp4": ".mp4"}
 
@@ -213,7 +214,7 @@ class Session:
         """
         incarnation = (await self._life.read()).incarnation
         if isinstance(data, Image.Image):
-            data = await self._context.in_thread(partial(encode.encode, data))
+            data = await self._context.in_thread(partial(_png, data, self._context.limits))
             media_type = "image/png"
         digest, size = await self._context.in_thread(partial(_measure, data))
         record = OutputRecord(
@@ -269,6 +270,10 @@ class Session:
         if record is None:
             raise SlotEmptyError(f"Slot {slot!r} holds no image; store one first.")
         return record
+
+
+def _png(image: Image.Image, limits: Limits) -> bytes:
+    return encode.png(encode.upright_copy(image, limits))
 
 
 def _measure(data: bytes | Path) -> tuple[str, int]:

@@ -10,6 +10,7 @@ import pytest
 from async_sessions import LocalBlobStore, LockTimeoutError, MemoryBlobStore, StorageError
 from async_sessions.blobs import Expect
 from async_sessions.testing.blobs import BlobStoreTests
+from examples.sqlite_store import SQLiteBlobStore
 
 pytestmark = pytest.mark.anyio
 
@@ -24,6 +25,12 @@ class TestLocalBlobStore(BlobStoreTests):
     @pytest.fixture
     def blobs(self, tmp_path: Path) -> LocalBlobStore:
         return LocalBlobStore(tmp_path / "root")
+
+
+class TestTheExampleOfABlobStore(BlobStoreTests):
+    @pytest.fixture
+    def blobs(self, tmp_path: Path) -> SQLiteBlobStore:
+        return SQLiteBlobStore(tmp_path / "blobs.db")
 
 
 async def test_files_and_folders_are_private(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import io
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import numpy as np
@@ -23,9 +23,11 @@ from async_sessions import (
     StorageFullError,
     open_store,
 )
-from async_sessions._ingest import ImageSource
 from tests.clock import Clock
 from tests.faults import FaultyBlobStore, files_below, keys_of
+
+if TYPE_CHECKING:
+    from async_sessions._ingest import ImageSource
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,24 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
+import anyio
 import msgspec
+
+from async_sessions._keys import check_blob_key as check_key
+from async_sessions._keys import check_prefix
+
+__all__ = [
+    "CHUNK_SIZE",
+    "Blob",
+    "BlobData",
+    "BlobInfo",
+    "BlobStore",
+    "Expect",
+    "Expectation",
+    "check_key",
+    "check_prefix",
+    "read_all",
+]
 
 MIB: Final = 1024 * 1024
 CHUNK_SIZE: Final = MIB  # bytes per chunk of a streamed read or write
@@ -72,3 +89,14 @@ class BlobStore(Protocol):
     def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
         """Every key below `prefix`, which is empty or ends with '/', in no particular order."""
         ...
+
+
+async def read_all(data: BlobData) -> bytes:
+    """The bytes of what `put` was given, for a backend that can't take it in pieces."""
+    match data:
+        case bytes():
+            return data
+        case Path():
+            return await anyio.Path(data).read_bytes()
+        case _:
+            return b"".join([chunk async for chunk in data])

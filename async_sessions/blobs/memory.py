@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import anyio
 
 from async_sessions import _keys
 from async_sessions._tasks import utc_now
-from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobData, BlobInfo, BlobStore, Expect, Expectation
+from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobData, BlobInfo, BlobStore, Expect, Expectation, read_all
 from async_sessions.errors import VersionConflictError
 
 if TYPE_CHECKING:
@@ -44,13 +41,7 @@ class MemoryBlobStore(BlobStore):
 
     async def put(self, key: str, data: BlobData, *, expect: Expectation = Expect.ANY) -> str:
         _keys.check_blob_key(key)
-        match data:
-            case bytes():
-                value = data
-            case Path():
-                value = await anyio.Path(data).read_bytes()
-            case _:
-                value = b"".join([chunk async for chunk in data])
+        value = await read_all(data)
         # From here to the end nothing is awaited: that is the compare-and-swap.
         self._check(key, expect)
         blob = Blob(value, str(next(self._versions)))

@@ -11,8 +11,6 @@ import pytest
 from async_sessions.blobs.base import Blob, BlobStore, Expect
 from async_sessions.errors import InvalidKeyError, VersionConflictError
 
-pytestmark = pytest.mark.anyio
-
 BAD_KEYS = (
     "",
     "/",
@@ -33,6 +31,8 @@ BAD_KEYS = (
 
 class BlobStoreTests:
     """Conformance tests, to be collected by pytest under anyio's plugin."""
+
+    pytestmark = pytest.mark.anyio
 
     async def test_a_missing_blob_is_none(self, blobs: BlobStore) -> None:
         assert await blobs.get("a/b") is None

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from async_sessions.session import Session
 from async_sessions.store import SessionStore, open_store
+
+if TYPE_CHECKING:
+    from async_sessions.session import Session
 
 
 @pytest.fixture

@@ -1,0 +1,45 @@
+"""`JobLog`: what happened to one job, in memory, for any number of followers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from async_sessions.jobs import Cancelled, Failed, Progress, Queued, Succeeded, event_order
+
+if TYPE_CHECKING:
+    from async_sessions.jobs import JobEvent
+
+
+class JobLog:
+    """A handful of events, however long the job: of positions, or progress reports, in a row only the last is kept."""
+
+    def __init__(self) -> None:
+        self._events: list[JobEvent] = []
+        self._changed = anyio.Event()
+
+    @property
+    def ended(self) -> bool:
+        return bool(self._events) and isinstance(self._events[-1], Succeeded | Failed | Cancelled)
+
+    def append(self, event: JobEvent) -> None:
+        """Nothing comes after the terminal event: what does is ignored."""
+        if self.ended:
+            return
+        last = self._events[-1] if self._events else None
+        if isinstance(event, Queued | Progress) and type(event) is type(last):
+            self._events.pop()
+        self._events.append(event)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def next(self, seen: tuple[int, int]) -> JobEvent | None:
+        """The first event after `seen`, waiting for it; `None` where there will be none."""
+        while True:
+            for event in self._events:
+                if event_order(event.id) > seen:
+                    return event
+            if self.ended:
+                return None
+            await self._changed.wait()

@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import threading
+import types
+from collections.abc import Callable, Coroutine, Generator
+from datetime import UTC, datetime
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from msgspec.structs import replace
+from PIL import Image
+
+from async_sessions import (
+    GenerationRequest,
+    InvalidRequestError,
+    JobCancelledError,
+    JobInfo,
+    Session,
+    SessionStore,
+    open_store,
+)
+from async_sessions.jobs import (
+    CancelFlag,
+    Cancelled,
+    Failed,
+    JobContext,
+    JobEvent,
+    Lane,
+    PipelineSpec,
+    Progress,
+    Started,
+    Succeeded,
+    event_order,
+    run_job,
+    terminal_event,
+)
+from tests.faults import FaultyBlobStore, keys_of
+from tests.steps import StepPipeline
+
+pytestmark = pytest.mark.anyio
+
+RED = Image.new("RGB", (40, 30), "red")
+
+
+async def accepted(store: SessionStore, session: Session, pipeline: StepPipeline, **params: Any) -> JobInfo:
+    """An entry as a dispatcher writes it, with its marker."""
+    slots = tuple(pipeline.spec.slots)
+    request = await session.generation_request(pipeline.spec.name, slots=slots, params=params)
+    entry = pipeline.spec.entry(request, f"{session.key}.{'0' * 16}", owner="tests", now=store.clock())
+    await store.blobs.put(f"queue/{entry.id}.json", b"{}")
+    assert await session.edit_job(entry.id, lambda current: entry) == entry
+    return entry
+
+
+# --- the whole run
+
+
+async def test_a_job_runs_from_its_entry_to_its_end(session_store: SessionStore, session: Session) -> None:
+    await session.store_image(RED, "start")
+    pipeline = StepPipeline(start=True)
+    pipeline.make = lambda params: {
+        "picture": Image.new("RGB", (8, 8), params["colour"]),
+        "video": pipeline.file(b"film"),
+        "text": (b"done", "text/plain"),
+    }
+    entry = await accepted(session_store, session, pipeline, colour="blue")
+    events: list[JobEvent] = []
+
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=events.append)
+
+    assert done is not None
+    assert (done.status, done.attempt, done.error) == ("succeeded", 1, None)
+    assert (await session.info()).jobs == {entry.id: done}
+    assert {name: output.media_type for name, output in done.outputs.items()} == {
+        "picture": "image/png",
+        "video": "video/mp4",
+        "text": "text/plain",
+        "start": "image/png",
+    }
+    assert b"".join([chunk async for chunk in session.stream_output(done.outputs["video"])]) == b"film"
+    async with session.output_file(done.outputs["start"]) as path:
+        with Image.open(path) as image:
+            assert image.getpixel((0, 0)) == (255, 0, 0)
+    assert not any(file.exists() for file in pipeline.files)
+    assert await keys_of(session_store.blobs, "queue/") == set()
+    assert isinstance(events[0], Started)
+    assert events[-1] == Succeeded(id="1.999999999", at=events[-1].at, outputs=done.outputs)
+    assert [type(event) for event in events[1:-1]] == [Progress] * len(events[1:-1])
+    order = [event_order(event.id) for event in events]
+    assert order == sorted(set(order))
+
+
+async def test_the_device_has_one_thread_for_loading_running_and_releasing(
+    session_store: SessionStore, session: Session
+) -> None:
+    pipeline = StepPipeline()
+    entry = await accepted(session_store, session, pipeline)
+    await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    assert [what for what, _ in pipeline.calls] == ["load", "prepare", "generate", "release"]
+    threads = dict(pipeline.calls)
+    assert threads["load"] == threads["generate"] == threads["release"]
+    assert threads["prepare"] not in (threads["load"], threading.current_thread().name)
+    assert threads["load"] not in [thread.name for thread in threading.enumerate()]
+
+
+async def test_what_a_pipeline_raises_is_the_jobs_failure(
+    session_store: SessionStore, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("CRITICAL", "async_sessions")  # xdist can't carry the surrogate
+    pipeline = StepPipeline()
+
+    def fail(context: JobContext) -> None:
+        raise RuntimeError("no \udcff such weights")
+
+    pipeline.before_generate = fail
+    entry = await accepted(session_store, session, pipeline)
+    events: list[JobEvent] = []
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=events.append)
+    assert done is not None
+    assert (done.status, done.outputs) == ("failed", {})
+    assert done.error is not None
+    assert (done.error.kind, done.error.message) == ("RuntimeError", "no ? such weights")
+    assert events[-1] == terminal_event(done)
+    assert [isinstance(event, Failed) for event in events].count(True) == 1
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), StopIteration(), KeyboardInterrupt(), asyncio.CancelledError()])
+async def test_no_exception_of_a_pipeline_reaches_the_loop(
+    session_store: SessionStore, session: Session, error: BaseException
+) -> None:
+    pipeline = StepPipeline()
+
+    def fail(context: JobContext) -> None:
+        raise error
+
+    pipeline.before_generate = fail
+    entry = await accepted(session_store, session, pipeline)
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    assert done is not None
+    assert done.status == "failed"
+
+
+@pytest.mark.parametrize("output", [None, {"Not A Name": (b"x", "text/plain")}, {"video": 7}])
+async def test_outputs_that_are_none_fail_the_job(session_store: SessionStore, session: Session, output: Any) -> None:
+    pipeline = StepPipeline()
+    pipeline.make = lambda params: output
+    entry = await accepted(session_store, session, pipeline)
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    assert done is not None
+    assert done.status == "failed"
+
+
+async def test_a_pipeline_that_cant_be_loaded_fails_its_jobs_with_the_reason(
+    session_store: SessionStore, session: Session
+) -> None:
+    pipeline = StepPipeline()
+
+    def fail(device: str) -> None:
+        raise FileNotFoundError("no weights here")
+
+    pipeline.on_load = fail
+    entry = await accepted(session_store, session, pipeline)
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    assert done is not None
+    assert done.error is not None
+    assert done.error.kind == "FileNotFoundError"
+    assert "no weights here" in done.error.message
+
+
+async def test_a_job_for_a_pipeline_that_is_not_here_fails(session_store: SessionStore, session: Session) -> None:
+    entry = await accepted(session_store, session, StepPipeline("elsewhere"))
+    done = await run_job(entry.id, store=session_store, pipelines=[StepPipeline()], emit=lambda event: None)
+    assert done is not None
+    assert done.error is not None
+    assert done.error.kind == "UnknownPipelineError"
+
+
+async def test_a_job_that_has_ended_is_not_run_again(session_store: SessionStore, session: Session) -> None:
+    pipeline = StepPipeline()
+    entry = await accepted(session_store, session, pipeline)
+    first = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    events: list[JobEvent] = []
+    again = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=events.append)
+    assert again == first
+    assert len(pipeline.ran) == 1
+    assert [type(event) for event in events] == [Succeeded]
+
+
+async def test_an_older_attempt_does_not_overwrite_a_newer_one(session_store: SessionStore, session: Session) -> None:
+    pipeline = StepPipeline()
+    entry = await accepted(session_store, session, pipeline)
+    running, go_on = anyio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait(context: JobContext) -> None:
+        loop.call_soon_threadsafe(running.set)
+        go_on.wait()
+
+    pipeline.before_generate = wait
+    events: list[JobEvent] = []
+    async with anyio.create_task_group() as group:
+
+        async def run() -> None:
+            await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=events.append)
+
+        group.start_soon(run)
+        await running.wait()
+        taken_over = await session.edit_job(entry.id, lambda current: current and replace(current, attempt=2))
+        go_on.set()
+    assert (await session.info()).jobs[entry.id] == taken_over
+    assert not any(isinstance(event, Succeeded | Failed | Cancelled) for event in events)
+    assert await keys_of(session_store.blobs, "queue/") == {f"queue/{entry.id}.json"}
+
+
+async def test_a_job_whose_session_is_gone_counts_as_cancelled(session_store: SessionStore, session: Session) -> None:
+    pipeline = StepPipeline()
+    entry = await accepted(session_store, session, pipeline)
+    await session.delete()
+    events: list[JobEvent] = []
+    assert await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=events.append) is None
+    assert [type(event) for event in events] == [Cancelled]
+    assert pipeline.ran == []
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["task.cancel", "anyio scope"])
+async def test_a_cancelled_run_waits_for_its_thread_and_leaves_the_job_abandoned(
+    session_store: SessionStore, session: Session, native: bool
+) -> None:
+    pipeline = StepPipeline()
+    pipeline.make = lambda params: {"video": pipeline.file(b"film")}
+    entry = await accepted(session_store, session, pipeline, endless=True)
+    running = anyio.Event()
+    events: list[JobEvent] = []
+    scope = anyio.CancelScope()
+
+    def follow(event: JobEvent) -> None:
+        events.append(event)
+        if isinstance(event, Progress):
+            running.set()
+
+    async def run() -> None:
+        with scope:
+            await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=follow)
+
+    task = asyncio.get_running_loop().create_task(run())
+    await running.wait()
+    for _ in range(3):
+        if native:
+            task.cancel()
+        else:
+            scope.cancel()
+        await anyio.lowlevel.checkpoint()
+    await asyncio.wait({task})
+    assert task.cancelled() == native
+    assert not any(thread.name.startswith("async_sessions-") for thread in threading.enumerate())
+    done = (await session.info()).jobs[entry.id]
+    assert done.error is not None
+    assert (done.status, done.error.kind) == ("failed", "abandoned")
+    assert [event for event in events if not isinstance(event, Started | Progress)] == [terminal_event(done)]
+
+
+@types.coroutine
+def suspended(coroutine: Coroutine[Any, Any, Any], at: int, then: Callable[[], object]) -> Generator[Any, Any, int]:
+    """Drive `coroutine` and call `then` while it is suspended for the `at`th time; returns how often it was."""
+    count = 0
+    error: BaseException | None = None
+    while True:
+        try:
+            awaited = coroutine.throw(error) if error else coroutine.send(None)
+        except StopIteration:
+            return count
+        if count == at:
+            asyncio.get_running_loop().call_soon(then)
+        count += 1
+        error = None
+        try:
+            yield awaited
+        except BaseException as raised:  # noqa: BLE001 - thrown into the coroutine
+            error = raised
+
+
+async def test_a_run_that_is_cancelled_at_any_point_ends_its_job_once_and_leaves_nothing() -> None:
+    async with open_store("memory://", cleanup_interval=None) as store:
+        statuses = []
+        for at in itertools.count():
+            session = await store.create_session()
+            pipeline = StepPipeline()
+            pipeline.make = lambda params, pipeline=pipeline: {"video": pipeline.file(b"film")}  # type: ignore[misc]
+            entry = await accepted(store, session, pipeline)
+            events: list[JobEvent] = []
+
+            async def run() -> int:
+                task = asyncio.current_task()
+                assert task is not None
+                running = run_job(entry.id, store=store, pipelines=[pipeline], emit=events.append)  # noqa: B023
+                return await suspended(running, at, task.cancel)  # noqa: B023
+
+            task = asyncio.get_running_loop().create_task(run())
+            await asyncio.wait({task})
+            done = (await session.info()).jobs[entry.id]
+            statuses.append(done.status)
+            assert [each for each in events if not isinstance(each, Started | Progress)] == [terminal_event(done)]
+            assert events[-1] == terminal_event(done)
+            assert await keys_of(store.blobs, "queue/") == set()
+            assert not any(file.exists() for file in pipeline.files)
+            assert not any(thread.name.startswith("async_sessions-") for thread in threading.enumerate())
+            if not task.cancelled() and task.result() <= at:
+                break
+        assert statuses[0] == "failed"
+        assert statuses[-1] == "succeeded"
+        assert len(statuses) > 10
+
+
+async def test_a_flag_that_is_set_before_the_start_keeps_the_pipeline_from_running(
+    session_store: SessionStore, session: Session
+) -> None:
+    pipeline = StepPipeline()
+    entry = await accepted(session_store, session, pipeline)
+    flag = CancelFlag()
+    flag.set()
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None, flag=flag)
+    assert done is not None
+    assert done.status == "cancelled"
+    assert pipeline.ran == []
+
+
+async def test_a_wish_to_cancel_that_only_the_entry_holds_is_seen_while_the_job_reports(
+    session_store: SessionStore, session: Session
+) -> None:
+    pipeline = StepPipeline()
+    entry = await accepted(session_store, session, pipeline, endless=True)
+    started = anyio.Event()
+    async with anyio.create_task_group() as group:
+
+        async def run() -> None:
+            await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: started.set())
+
+        group.start_soon(run)
+        await started.wait()
+        await session.edit_job(entry.id, lambda current: current and replace(current, cancel_requested=True))
+    assert (await session.info()).jobs[entry.id].status == "cancelled"
+
+
+async def test_a_storage_that_fails_at_the_end_is_told_and_not_raised() -> None:
+    blobs = FaultyBlobStore()
+    async with open_store(blobs, cleanup_interval=None) as store:
+        session = await store.create_session()
+        pipeline = StepPipeline()
+
+        def fill_the_disk(context: JobContext) -> None:
+            blobs.full_for = lambda key: True
+
+        pipeline.before_generate = fill_the_disk
+        entry = await accepted(store, session, pipeline)
+        events: list[JobEvent] = []
+        await run_job(entry.id, store=store, pipelines=[pipeline], emit=events.append)
+        assert isinstance(events[-1], Failed)
+        assert events[-1].error.kind == "StorageFullError"
+        assert (await session.info()).jobs[entry.id].status == "running"
+        assert await keys_of(blobs, "queue/") == {f"queue/{entry.id}.json"}
+
+
+async def test_outputs_that_cant_be_stored_fail_the_job() -> None:
+    blobs = FaultyBlobStore()
+    async with open_store(blobs, cleanup_interval=None) as store:
+        session = await store.create_session()
+        pipeline = StepPipeline()
+        pipeline.make = lambda params: {"video": pipeline.file(b"film")}
+        entry = await accepted(store, session, pipeline)
+        blobs.full_for = lambda key: key.startswith("blobs/")
+        done = await run_job(entry.id, store=store, pipelines=[pipeline], emit=lambda event: None)
+        assert done is not None
+        assert done.error is not None
+        assert done.error.kind == "StorageFullError"
+        assert not any(file.exists() for file in pipeline.files)
+
+
+# --- what a request must be
+
+
+def entry_for(spec: PipelineSpec, params: Any, **images: Any) -> JobInfo:
+    request = GenerationRequest(session_key="0" * 32, pipeline=spec.name, inputs=images, params=params)
+    return spec.entry(request, "job", owner="tests", now=datetime.now(UTC))
+
+
+SPEC = PipelineSpec(name="wan", slots={"start": True, "end": False}, defaults={"prompt": "", "steps": 40})
+
+
+def test_an_entry_holds_every_parameter_of_its_pipeline() -> None:
+    entry = entry_for(SPEC, {"steps": 4}, start=object())
+    assert entry.params == {"prompt": "", "steps": 4}
+
+
+@pytest.mark.parametrize(
+    ("params", "images", "sentence"),
+    [
+        ({}, {}, "needs an image as 'start'"),
+        ({}, {"start": object(), "mask": object()}, "takes no image as 'mask'"),
+        ({"cfg": 5}, {"start": object()}, "has no parameter 'cfg'"),
+        ({"steps": math.nan}, {"start": object()}, "not JSON"),
+        ({"steps": {1, 2}}, {"start": object()}, "not JSON"),
+        ({"prompt": "\ud800"}, {"start": object()}, "not JSON"),
+        ({"prompt": "x" * 70_000}, {"start": object()}, "65536 bytes"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused_in_a_sentence(
+    params: dict[str, Any], images: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=sentence):
+        entry_for(SPEC, params, **images)
+
+
+# --- contexts, lanes, event ids
+
+
+def test_a_context_raises_once_its_job_is_cancelled() -> None:
+    flag = CancelFlag()
+    told: list[Any] = []
+    context = JobContext("job", 1, "cpu", flag=flag, tell=told.append)
+    context.report(1, 2, preview=b"x" * 70_000)
+    assert told == [(1, 2, "", None)]
+    flag.set()
+    with pytest.raises(JobCancelledError):
+        context.report(2, 2)
+
+
+async def test_a_lane_goes_on_after_a_call_that_raised() -> None:
+    async with Lane("cpu", {}) as lane:
+        raised = await lane.run(lambda: 1 // 0)
+        assert isinstance(raised, ZeroDivisionError)
+        assert await lane.run(lambda: None) is None
+
+
+def test_event_ids_sort_by_attempt_and_number() -> None:
+    ids = ["0.1", "0.999999999", "1.1", "1.2", "1.10", "1.999999999", "2.1"]
+    assert sorted(ids, key=event_order) == ids
+    assert event_order(None) < event_order("0.0")
+
+
+@pytest.mark.parametrize("bad", ["", "1", "1.", "a.b", "-1.2", "1.2.3", "1" * 40 + ".1"])
+def test_a_text_that_is_no_events_id_is_refused(bad: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        event_order(bad)

@@ -1,0 +1,57 @@
+"""What the README and the examples show is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+TESTS = [block for block in BLOCKS if "pytest" in block]
+SCRIPTS = [block for block in BLOCKS if "pytest" not in block]
+
+
+def run(folder: Path, *arguments: str | Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("number", range(len(SCRIPTS)))
+def test_a_script_of_the_readme_runs(number: int, tmp_path: Path) -> None:
+    (tmp_path / "readme.py").write_text(SCRIPTS[number])
+    run(tmp_path, "readme.py")
+
+
+def test_the_first_script_shows_the_restored_image(tmp_path: Path) -> None:
+    (tmp_path / "readme.py").write_text(SCRIPTS[0])
+    assert "(1280, 720) {'model': 'i2v-A14B'}" in run(tmp_path, "readme.py")
+
+
+def test_the_tests_of_the_readme_pass(tmp_path: Path) -> None:
+    for number, block in enumerate(TESTS):
+        name = re.search(r"^# (\w+\.py)$", block, re.MULTILINE)
+        (tmp_path / (name[1] if name else f"test_{number}.py")).write_text(block)
+    report = run(tmp_path, "-m", "pytest", "-q", "-p", "no:randomly", "-p", "no:cacheprovider")
+    assert re.search(r"\d\d passed", report)
+    assert "failed" not in report
+
+
+def test_the_quickstart_makes_a_video(tmp_path: Path) -> None:
+    shown = run(tmp_path, ROOT / "examples" / "quickstart.py", "sessions")
+    assert "Succeeded" in shown
+    assert (tmp_path / "sessions.mp4").read_bytes()[4:8] == b"ftyp"
+
+
+def test_the_readme_names_the_files_that_there_are() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name in re.findall(r"`((?:examples|tests)/[\w/]+\.(?:py|md))`", text):
+        assert (ROOT / name).is_file(), name
