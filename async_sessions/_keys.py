@@ -5,6 +5,7 @@
     blobs/<incarnation>/<digest>.<nonce>.thumb
     queue/<job id>.json                    a hint: this job may be unfinished
     owners/<owner>.json                    the lease of a living dispatcher
+    cookie/secret                          what signs the cookies, unless an app has a secret of its own
     tmp/...                                a backend's own unfinished writes
 
 A session id is a secret: it is hashed before it touches storage, and no text that a client sends becomes a path.
@@ -22,6 +23,7 @@ MANIFESTS = "manifests/"
 BLOBS = "blobs/"
 QUEUE = "queue/"
 OWNERS = "owners/"
+COOKIE_SECRET = "cookie/secret"
 TEMPORARY = "tmp/"
 
 _SLOT = re.compile(r"[a-z][a-z0-9_-]{0,31}")

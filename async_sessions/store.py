@@ -91,8 +91,11 @@ class SessionStore(AsyncContextManagerMixin):
                 failure = error
             finally:
                 sweeps.cancel()
-                if self._delete_on_close:
-                    await self._delete_created(context)
+                try:
+                    with anyio.CancelScope(shield=True):
+                        await self._delete_created(context)
+                except StorageError as error:
+                    failure = failure or error
                 self._entered = None
                 context.close()
         if failure is not None:
@@ -187,7 +190,7 @@ class SessionStore(AsyncContextManagerMixin):
         return Session(context, key, session_id=session_id, incarnation=manifest.incarnation)
 
     async def _delete_created(self, context: StoreContext) -> None:
-        for key in context.created:
+        for key in context.created if self._delete_on_close else ():
             manifest = await context.manifests.read(key)
             if manifest is not None and not any(manifest.unfinished_jobs()):
                 await Session(context, key, session_id=None, incarnation=manifest.incarnation).delete()

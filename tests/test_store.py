@@ -16,6 +16,7 @@ from async_sessions import (
     SessionNotFoundError,
     SessionStore,
     StorageError,
+    StorageFullError,
     StoreClosedError,
     UnknownSchemaError,
     open_store,
@@ -224,6 +225,14 @@ async def test_closing_deletes_what_this_store_made_where_it_was_asked_to(tmp_pa
         await busy.edit_job(job.id, lambda _: job)
     async with open_store(tmp_path / "root") as store:
         assert {info.key async for info in store.sessions()} == {kept.key, busy.key}
+
+
+async def test_a_failure_to_delete_on_close_comes_out_as_it_is() -> None:
+    blobs = FaultyBlobStore()
+    with pytest.raises(StorageFullError):
+        async with open_store(blobs, delete_on_close=True, cleanup_interval=None) as store:
+            await store.create_session()
+            blobs.full_for = lambda key: True
 
 
 async def test_closing_waits_for_what_is_being_committed() -> None:
