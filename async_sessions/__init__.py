@@ -9,6 +9,8 @@ Optional parts have an import path of their own: `async_sessions.gradio`, `async
 `async_sessions.dispatch`, `async_sessions.pipelines.preview`, `async_sessions.testing`.
 """
 
+from async_sessions._ingest import ImageSource
+from async_sessions._reading import StoredImage
 from async_sessions.blobs import Blob, BlobInfo, BlobStore, Expect, LocalBlobStore, MemoryBlobStore
 from async_sessions.errors import (
     AsyncSessionsError,
@@ -63,6 +65,7 @@ __all__ = [
     "GenerationRequest",
     "ImageRecord",
     "ImageRejectedError",
+    "ImageSource",
     "InvalidKeyError",
     "InvalidRequestError",
     "JobCancelledError",
@@ -88,6 +91,7 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "StoreClosedError",
+    "StoredImage",
     "UnknownPipelineError",
     "UnknownSchemaError",
     "VersionConflictError",

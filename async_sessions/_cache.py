@@ -41,6 +41,10 @@ class ImageCache:
         if decoded_size(image) <= self._images.maxsize:
             self._images[blob] = image
 
+    def drop(self, blob: str) -> None:
+        """Forget an image whose blob is deleted."""
+        self._images.pop(blob, None)
+
     async def get(self, blob: str, load: Callable[[], Awaitable[Image.Image]]) -> Image.Image:
         """The cached image, or what `load()` returns; shared with everybody, so never to be drawn on.
 

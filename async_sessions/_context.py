@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
 from async_sessions import _keys
+from async_sessions._tasks import COMMIT_DEADLINE
 from async_sessions.errors import InvalidKeyError, StoreClosedError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ T = TypeVar("T")
 class StoreContext:
     """Made when a store is entered, closed when it is left. Belongs to one event loop.
 
-    `in_flight` names the blobs that are written but not committed yet, `created` the sessions that this process made.
+    `created` names the sessions that this process made.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class StoreContext:
         self.clock = clock
         self.lifetime = lifetime
         self.limits = limits
-        self.in_flight: set[str] = set()
+        self._in_flight: dict[str, float] = {}
         self.created: set[str] = set()
         self._slots = slots
         self._open = True
@@ -65,6 +66,20 @@ class StoreContext:
     def check_open(self) -> None:
         if not self._open:
             raise StoreClosedError("The store is closed; use its sessions inside `async with store`.")
+
+    def writing(self, blobs: Iterable[str]) -> None:
+        """Spare these blobs from the sweeps of this process until they are committed, or can't be any more."""
+        now = anyio.current_time()
+        self._in_flight = {blob: until for blob, until in self._in_flight.items() if until > now}
+        self._in_flight |= dict.fromkeys(blobs, now + 2 * COMMIT_DEADLINE)
+
+    def settled(self, blobs: Iterable[str]) -> None:
+        """These are committed, or deleted."""
+        for blob in self._in_flight.keys() & set(blobs):
+            del self._in_flight[blob]
+
+    def is_in_flight(self, blob: str) -> bool:
+        return self._in_flight.get(blob, 0) > anyio.current_time()
 
     def check_slot(self, slot: str) -> str:
         _keys.check_slot(slot)

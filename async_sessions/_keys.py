@@ -23,7 +23,7 @@ MANIFESTS = "manifests/"
 BLOBS = "blobs/"
 QUEUE = "queue/"
 OWNERS = "owners/"
-COOKIE_SECRET = "cookie/secret"
+COOKIE_SECRET = "cookie/secret"  # noqa: S105 - where it is kept
 TEMPORARY = "tmp/"
 
 _SLOT = re.compile(r"[a-z][a-z0-9_-]{0,31}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,9 +30,13 @@ if TYPE_CHECKING:
 Change = Callable[[Manifest], Manifest | None]
 
 # After these a write has certainly not happened; after another `StorageError` it may have, and the sweep will tell.
-_NOT_WRITTEN = (StorageFullError, VersionConflictError, LockTimeoutError)
+NOT_WRITTEN = (StorageFullError, VersionConflictError, LockTimeoutError)
 
 _logger = logging.getLogger("async_sessions")
+
+
+class _OtherLifeError(SessionNotFoundError):
+    """The blobs lie under another life than the one that the session has by now."""
 
 
 class Life:
@@ -45,7 +49,7 @@ class Life:
 
     async def read(self) -> Manifest:
         self._context.check_open()
-        manifest = self._living(await self._context.manifests.read(self.key))
+        manifest = self._living(await self._context.manifests.read(self.key), self._incarnation)
         self._incarnation = manifest.incarnation
         return manifest
 
@@ -76,9 +80,10 @@ class Life:
         `change` returns `None` for nothing to write. `creates`: a session that does not exist begins with this edit.
         """
         self._context.check_open()
+        bound = self._incarnation
 
         async def commit() -> Manifest:
-            return await self._edit(change, self._incarnation, creates, if_revision, tickets, purge)
+            return await self._edit(change, bound, None, creates, if_revision, tickets, purge)
 
         return await self._context.commits.uninterrupted(commit)
 
@@ -87,33 +92,39 @@ class Life:
     ) -> dict[str, ImageRecord]:
         """Blobs first, then one edit that names them all; a failure leaves neither."""
         self._context.check_open()
+        bound = self._incarnation
 
         async def commit() -> dict[str, ImageRecord]:
             while True:
                 try:
-                    return await self._commit_images(images, tickets, if_revision)
-                except SessionNotFoundError:
-                    if self._incarnation is not None:
+                    return await self._commit_images(images, bound, tickets, if_revision)
+                except _OtherLifeError:
+                    if bound is not None:
                         raise
                     # the session began or ended while the blobs were written: write them under the life it has now
 
         return await self._context.commits.uninterrupted(commit)
 
     async def bury(self) -> None:
-        """Remove this life with all that it holds: a tombstone first, so that a late writer sees it, then the blobs."""
+        """Remove this life with all that it holds: a tombstone first, so that a late writer sees it, then the blobs.
+
+        What was being uploaded when this was called does not bring the session back.
+        """
         self._context.check_open()
+        bound = self._incarnation
+        tickets = self._context.manifests.order(self.key).draw_all()
 
         async def commit() -> None:
-            tombstone = await self._edit(Manifest.as_tombstone, self._incarnation)
+            try:
+                tombstone = await self._edit(Manifest.as_tombstone, bound)
+            finally:
+                tickets.spend(purge=True)
             await self._context.manifests.clear_away(tombstone)
 
         await self._context.commits.uninterrupted(commit)
 
-    def _living(self, manifest: Manifest | None) -> Manifest:
-        alive = manifest is not None and self._context.lifetime.alive(manifest, self._context.clock())
-        if manifest is None or not alive or self._incarnation not in (None, manifest.incarnation):
-            raise SessionNotFoundError("There is no such session: it is unknown, expired or deleted. Start a new one.")
-        return manifest
+    def _living(self, manifest: Manifest | None, bound: str | None) -> Manifest:
+        return self._context.lifetime.living(manifest, self._context.clock(), bound)
 
     def _touch_is_due(self, manifest: Manifest) -> bool:
         return self._context.clock() - manifest.used_at >= self._context.lifetime.touch_after
@@ -121,21 +132,24 @@ class Life:
     async def _edit(
         self,
         change: Change,
-        incarnation: str | None,
+        bound: str | None,
+        incarnation: str | None = None,
         creates: bool = False,
         if_revision: str | None = None,
         tickets: Tickets | None = None,
         purge: bool = False,
     ) -> Manifest:
+        """`bound` is the life that the call belongs to, `incarnation` the one that its blobs are written under."""
+
         def checked(found: Manifest | None) -> Manifest | None:
             try:
-                manifest = self._living(found)
+                manifest = self._living(found, bound)
             except SessionNotFoundError:
-                if not creates or self._incarnation is not None:
+                if not creates or bound is not None:
                     raise
                 manifest = Manifest.new(self.key, incarnation or _keys.new_incarnation(), self._context.clock())
             if incarnation not in (None, manifest.incarnation):
-                raise SessionNotFoundError("The session ended while this was being stored. Start a new one.")
+                raise _OtherLifeError("The session ended while this was being stored. Start a new one.")
             if if_revision is not None and if_revision != manifest.revision:
                 raise RevisionConflictError(
                     "The session was changed by somebody else since you read it. Read `info()` again and decide anew."
@@ -145,21 +159,22 @@ class Life:
         spend = None if tickets is None else partial(tickets.spend, purge=purge)
         edit = await self._context.manifests.edit(self.key, checked, written=spend)
         if edit.after is None:
-            return self._living(edit.before)
+            return self._living(edit.before, bound)
         if edit.before is None or edit.before.incarnation != edit.after.incarnation:
             self._context.created.add(self.key)
         self._incarnation = edit.after.incarnation
+        self._context.settled(edit.after.named_blobs())
         await self._discard(edit.dropped_blobs())
         return edit.after
 
     async def _commit_images(
-        self, images: Mapping[str, Ingested], tickets: Tickets, if_revision: str | None
+        self, images: Mapping[str, Ingested], bound: str | None, tickets: Tickets, if_revision: str | None
     ) -> dict[str, ImageRecord]:
         found = await self._context.manifests.read(self.key)
         try:
-            incarnation = self._living(found).incarnation
+            incarnation = self._living(found, bound).incarnation
         except SessionNotFoundError:
-            if self._incarnation is not None:
+            if bound is not None:
                 raise
             incarnation = _keys.new_incarnation()
         now = self._context.clock()
@@ -168,6 +183,8 @@ class Life:
         }
 
         def change(manifest: Manifest) -> Manifest:
+            if not manifest.revision and all(tickets.fate(slot) == "purged" for slot in records):
+                raise SessionNotFoundError("The session was deleted while this was being stored. Start a new one.")
             for slot, record in records.items():
                 match tickets.fate(slot):
                     case "current":
@@ -179,15 +196,13 @@ class Life:
             return manifest
 
         written = {name for record in records.values() for name in (record.blob, _keys.thumbnail(record.blob))}
-        self._context.in_flight |= written
+        self._context.writing(written)
         try:
             await self._write_blobs(images, records)
-            manifest = await self._edit(change, incarnation, True, if_revision, tickets)
-        except (*_NOT_WRITTEN, RevisionConflictError, SessionNotFoundError):
+            manifest = await self._edit(change, bound, incarnation, True, if_revision, tickets)
+        except (*NOT_WRITTEN, RevisionConflictError, SessionNotFoundError):
             await self._discard(written)
             raise
-        finally:
-            self._context.in_flight -= written
         named = manifest.named_blobs()
         for slot, record in records.items():
             if record.blob in named:
@@ -200,9 +215,11 @@ class Life:
             await self._context.blobs.put(record.blob, images[slot].data)
             await self._context.blobs.put(_keys.thumbnail(record.blob), images[slot].thumbnail)
 
-    async def _discard(self, blobs: Iterable[str]) -> None:
+    async def _discard(self, blobs: set[str]) -> None:
         """Delete blobs that no manifest names. What can't be deleted now is an orphan, which the sweep takes."""
+        self._context.settled(blobs)
         for blob in blobs:
+            self._context.cache.drop(blob)
             try:
                 await self._context.blobs.delete(blob)
             except StorageError:

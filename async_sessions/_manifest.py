@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from async_sessions import _keys
-from async_sessions.errors import CorruptManifestError, SlotEmptyError, UnknownSchemaError
+from async_sessions.errors import CorruptManifestError, SessionNotFoundError, SlotEmptyError, UnknownSchemaError
 from async_sessions.records import ImageRecord, JobInfo, RecentImage, SessionInfo
 
 SCHEMA = 1
@@ -39,6 +39,12 @@ class Lifetime(msgspec.Struct, frozen=True, kw_only=True):
 
     def alive(self, manifest: Manifest, now: datetime) -> bool:
         return not manifest.buried and (now < self.expires_at(manifest) or manifest.held(now))
+
+    def living(self, manifest: Manifest | None, now: datetime, incarnation: str | None = None) -> Manifest:
+        """`manifest`, if it is alive and, where one is given, of that life; else `SessionNotFoundError`."""
+        if manifest is None or not self.alive(manifest, now) or incarnation not in (None, manifest.incarnation):
+            raise SessionNotFoundError("There is no such session: it is unknown, expired or deleted. Start a new one.")
+        return manifest
 
 
 class RetiredImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +76,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def new(cls, key: str, incarnation: str, now: datetime) -> Manifest:
         return cls(key=key, incarnation=incarnation, revision="", created_at=now, updated_at=now, used_at=now)
-
-    # --- what it says
 
     def unfinished_jobs(self) -> Iterator[JobInfo]:
         return (job for job in self.jobs.values() if job.unfinished)
@@ -129,8 +133,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         yield from (retired.record for retired in self.retired)
         for job in self.jobs.values():
             yield from job.inputs.values()
-
-    # --- what can become of it
 
     def with_image(self, slot: str, record: ImageRecord, now: datetime) -> Manifest:
         return replace(self.without_image(slot, now), images={**self.images, slot: record})
@@ -217,6 +219,9 @@ def decode(key: str, data: bytes) -> Manifest:
                 f"Session {key} was written in format {schema}; this version reads up to {SCHEMA}. "
                 "Upgrade async-sessions; nothing was changed."
             )
-        return msgspec.json.decode(data, type=Manifest)
+        manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptManifestError(f"The manifest of session {key} is damaged: {error}") from error
+    if manifest.key != key:
+        raise CorruptManifestError(f"The manifest of session {key} is that of session {manifest.key}.")
+    return manifest

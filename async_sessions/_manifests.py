@@ -6,7 +6,8 @@ import contextlib
 import random
 from collections.abc import Callable
 from datetime import datetime
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import anyio
 
@@ -15,6 +16,8 @@ from async_sessions._manifest import Manifest
 from async_sessions._tasks import Order, Orders
 from async_sessions.blobs.base import BlobStore, Expect
 from async_sessions.errors import VersionConflictError
+
+T = TypeVar("T")
 
 CONTENTION_TIMEOUT = 30.0  # seconds of lost races after which a commit gives up
 _INLINE_JSON = 64 * 1024  # bytes; a larger manifest is coded in a worker thread
@@ -48,6 +51,10 @@ class Manifests:
         """This process's order of writes to a session; hold it for as long as the write lasts."""
         return self._orders.of(key)
 
+    async def code(self, call: Callable[[], T]) -> T:
+        """Run `call`, which reads or writes JSON of size, in a worker thread."""
+        return await anyio.to_thread.run_sync(call, limiter=self._coders)
+
     async def read(self, key: str) -> Manifest | None:
         found = await self.read_version(key)
         return found[0] if found else None
@@ -59,8 +66,7 @@ class Manifests:
             return None
         if len(blob.data) <= _INLINE_JSON:
             return _manifest.decode(key, blob.data), blob.version
-        decoded = await anyio.to_thread.run_sync(_manifest.decode, key, blob.data, limiter=self._coders)
-        return decoded, blob.version
+        return await self.code(partial(_manifest.decode, key, blob.data)), blob.version
 
     async def edit(self, key: str, change: Change, *, written: Callable[[], None] | None = None) -> Edit:
         """Read, apply `change`, write if it returned something new; on a lost race, read and apply again.
@@ -94,19 +100,22 @@ class Manifests:
     async def write(self, manifest: Manifest, version: str | None, *, used: bool = True) -> Manifest:
         """Write, sealed, over exactly `version`, or where there is none; else `VersionConflictError`."""
         manifest = manifest.sealed(_keys.new_revision(), self._clock(), used=used)
-        data = await anyio.to_thread.run_sync(_manifest.encode, manifest, limiter=self._coders)
+        data = await self.code(partial(_manifest.encode, manifest))
         expect = Expect.ABSENT if version is None else version
         await self._blobs.put(_keys.manifest(manifest.key), data, expect=expect)
         return manifest
 
-    async def clear_away(self, tombstone: Manifest) -> int:
-        """Delete the blobs of a buried life, then its manifest if it is still that tombstone. Returns bytes freed."""
-        freed = 0
+    async def bury(self, manifest: Manifest, version: str) -> None:
+        """Remove a session, if its manifest is still that version; finish the removal of one that is buried."""
+        if not manifest.buried:
+            manifest = await self.write(manifest.as_tombstone(), version, used=False)
+        await self.clear_away(manifest)
+
+    async def clear_away(self, tombstone: Manifest) -> None:
+        """Delete the blobs of a buried life, then its manifest if it is still that tombstone."""
         async for info in self._blobs.list(_keys.incarnation_prefix(tombstone.incarnation)):
             await self._blobs.delete(info.key)
-            freed += info.size
         found = await self.read_version(tombstone.key)
         if found is not None and found[0].revision == tombstone.revision:
             with contextlib.suppress(VersionConflictError):  # the key lives again
                 await self._blobs.delete(_keys.manifest(tombstone.key), expect=found[1])
-        return freed

@@ -37,7 +37,7 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
     defaults: Mapping[str, Any] = {}
     device: str = "cpu"
 
-    def entry(self, request: GenerationRequest, job_id: str, *, owner: str, now: datetime) -> JobInfo:
+    def entry(self, request: GenerationRequest, job_id: str, owner: str, now: datetime) -> JobInfo:
         """The entry that accepts `request`, its parameters completed. `InvalidRequestError` says what doesn't fit."""
         for role, required in self.slots.items():
             if required and role not in request.inputs:

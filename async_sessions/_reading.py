@@ -26,14 +26,19 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from PIL import Image
 
+    from async_sessions._tasks import Commits
     from async_sessions.blobs.base import BlobStore
+
+
+_SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "video/mp4": ".mp4"}
 
 
 class Reader:
     """What the sessions of one store read through."""
 
-    def __init__(self, blobs: BlobStore, cache: ImageCache, cpu: CapacityLimiter) -> None:
+    def __init__(self, blobs: BlobStore, cache: ImageCache, cpu: CapacityLimiter, commits: Commits) -> None:
         self._blobs = blobs
+        self._commits = commits
         self._cache = cache
         self._cpu = cpu
 
@@ -70,25 +75,33 @@ class Reader:
             raise CorruptBlobError(f"The blob {record.blob} is missing; run the job again.") from error
 
     async def copy(self, record: ImageRecord | OutputRecord, target: Path) -> None:
-        """Write the checked bytes to `target`, which must not exist, mode 0600."""
+        """Write the bytes to `target`, a new file, mode 0600. `CorruptBlobError` if they are not as stored."""
         if isinstance(record, ImageRecord):
             await anyio.to_thread.run_sync(_write_new, target, await self.data(record))
             return
         async with aiofiles.open(target, "xb", opener=partial(os.open, mode=0o600)) as file:
             async for chunk in self.stream(record, 0, None):
                 await file.write(chunk)
+        if await anyio.to_thread.run_sync(_sha256_of_file, target, limiter=self._cpu) != record.digest:
+            raise CorruptBlobError(f"The blob {record.blob} is damaged; run the job again.")
 
     @contextlib.asynccontextmanager
-    async def file(self, record: ImageRecord | OutputRecord, suffix: str) -> AsyncIterator[Path]:
+    async def file(self, record: ImageRecord | OutputRecord) -> AsyncIterator[Path]:
         """A private temporary copy, removed on leaving. A copy: who writes to it doesn't write to our blob."""
-        folder = Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "async_sessions-"))
-        target = folder / f"{record.digest[:16]}{suffix}"
-        try:
+        folders: list[Path] = []
+
+        async def make() -> Path:
+            folders.append(Path(await anyio.to_thread.run_sync(tempfile.mkdtemp, None, "async_sessions-")))
+            target = folders[0] / f"{record.digest[:16]}{_SUFFIXES.get(record.media_type, '')}"
             await self.copy(record, target)
-            yield target
+            return target
+
+        try:
+            yield await self._commits.uninterrupted(make)
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(shutil.rmtree, folder)
+                for folder in folders:
+                    await anyio.to_thread.run_sync(shutil.rmtree, folder)
 
     async def _shared(self, record: ImageRecord) -> Image.Image:
         return await self._cache.get(record.blob, partial(self._load, record))
@@ -126,6 +139,11 @@ class StoredImage:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_new(target: Path, data: bytes) -> None:

@@ -21,7 +21,6 @@ from async_sessions.errors import (
     JobCancelledError,
     JobNotFoundError,
     SessionNotFoundError,
-    StorageError,
     UnknownPipelineError,
 )
 from async_sessions.records import JobError, JobInfo, JobStatus, OutputRecord
@@ -109,7 +108,7 @@ class Run:
             entry = await (await self._open()).edit_job(self._job_id, change)
         except SessionNotFoundError:
             entry = None
-        except AsyncSessionsError as failure:
+        except Exception as failure:
             _logger.exception("the end of job %s could not be stored", self._job_id)
             if status == "succeeded":
                 return await self.end("failed", error=job_error(failure))
@@ -140,8 +139,8 @@ class Run:
             return
         try:
             await self._store.blobs.delete(_keys.queue_marker(self._job_id))
-        except StorageError:  # a hint, which the entry overrules
-            _logger.warning("could not delete the marker of job %s", self._job_id, exc_info=True)
+        except Exception:  # a hint, which the entry overrules
+            _logger.exception("could not delete the marker of job %s", self._job_id)
         gone = Cancelled(id=self._last_id(), at=self._store.clock())
         self._tell(gone if entry is None else terminal_event(entry) or gone)
 

@@ -1,4 +1,4 @@
-"""Tasks, order and time: the only place that starts a task or makes a lock."""
+"""Writes that run to their end, the order of writes to a session, and the clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from async_sessions.errors import StorageError
+from async_sessions.errors import StorageError, StoreClosedError
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -52,7 +52,10 @@ class Commits:
                     if not outcome.done():
                         outcome.cancel()
 
-        self._group.start_soon(run)
+        try:
+            self._group.start_soon(run)
+        except RuntimeError as error:
+            raise StoreClosedError("The store was closed meanwhile; nothing was written.") from error
         cancelled: asyncio.CancelledError | None = None
         try:
             await asyncio.wait({outcome})
@@ -113,6 +116,7 @@ class Order:
 
     def __init__(self) -> None:
         self.lock = anyio.Lock(fast_acquire=True)
+        self.states = anyio.Lock(fast_acquire=True)  # guards nothing but the order of `update_state` calls
         self._slots: dict[str, _SlotOrder] = {}
 
     def draw(self, slots: Iterable[str]) -> Tickets:

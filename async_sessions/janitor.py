@@ -92,14 +92,17 @@ class Janitor:
         """Sweep now and every `interval`, until cancelled. A sweep that fails is logged and tried again."""
         while True:
             try:
-                await self.sweep(now=self._context.clock())
-            except StorageError:
-                _logger.warning("a sweep failed; the next one is in %s", interval, exc_info=True)
+                now = self._context.clock()
+                full = self._last_full is None or now - self._last_full >= FULL_PASS
+                await self.sweep(now=now, full=full)
+                self._last_full = now if full else self._last_full
+            except Exception:
+                # Whatever a backend raises, an app does not end because its cleaner could not work.
+                _logger.exception("a sweep failed; the next one is in %s", interval)
             await anyio.sleep(interval.total_seconds())
 
     async def sweep(self, *, now: datetime, full: bool = False, dry_run: bool = False) -> CleanupReport:
         """One pass at `now`. `full` judges every session and every blob, whatever is remembered about them."""
-        full = full or self._last_full is None or now - self._last_full >= FULL_PASS
         sweep = _Sweep(self._context, now, dry_run)
         unnamed = {info.key: info.size async for info in sweep.aged(_keys.BLOBS)} if full else {}
         present: set[str] = set()
@@ -122,7 +125,6 @@ class Janitor:
         await sweep.leases()
         if not dry_run:
             self._due = {key: seen for key, seen in self._due.items() if key in present}
-            self._last_full = now if full else self._last_full
         report = sweep.report(len(present))
         if report.removed or report.problems:
             _logger.info("swept: %d removed, %d problems", len(report.removed), len(report.problems))
@@ -131,9 +133,11 @@ class Janitor:
     def _is_due(self, key: str, modified: datetime, now: datetime) -> bool:
         seen = self._due.get(key)
         if seen is None or seen[0] != modified:
-            # last used at `modified` at the latest: nothing in it can be due before the shorter of the two periods
+            # Last used at `modified` at the latest: nothing can be due before the shorter of these two periods. With a
+            # maximal age it can: how old the session is only its manifest tells.
             lifetime = self._context.lifetime
-            self._due[key] = seen = modified, modified + min(lifetime.ttl, lifetime.grace)
+            unread = timedelta() if lifetime.max_age is not None else min(lifetime.ttl, lifetime.grace)
+            self._due[key] = seen = modified, modified + unread
         return seen[1] <= now
 
 
@@ -159,7 +163,7 @@ class _Sweep:
     async def aged(self, prefix: str) -> AsyncIterator[BlobInfo]:
         """What was written more than `grace` ago and is not part of a commit under way."""
         async for info in self._context.blobs.list(prefix):
-            if info.modified + self._context.lifetime.grace <= self._now and info.key not in self._context.in_flight:
+            if info.modified + self._context.lifetime.grace <= self._now and not self._context.is_in_flight(info.key):
                 yield info
 
     async def session(self, key: str, unnamed: dict[str, int] | None) -> Manifest | None:
@@ -180,9 +184,11 @@ class _Sweep:
                 manifest = await self._retire(manifest, version, plan.retired)
             if unnamed is None:
                 await self._orphans(manifest)
+            else:
+                await self._mend_markers(manifest)
         except VersionConflictError:
             return None  # it is being used this very moment; the next sweep judges it anew
-        except StorageError as error:
+        except (StorageError, InvalidKeyError) as error:
             self._problems.append(str(error))
             _logger.warning("the sweep left session %s alone: %s", key, error)
             if unnamed is not None:
@@ -216,14 +222,9 @@ class _Sweep:
     async def _expire(self, manifest: Manifest, version: str, reason: str) -> Manifest | None:
         removal = Removal("session", manifest.key, reason, manifest.total_bytes())
         if not self._dry_run:
-            await self._context.commits.uninterrupted(lambda: self._bury(manifest, version))
+            await self._context.commits.uninterrupted(lambda: self._context.manifests.bury(manifest, version))
         self._removed.append(removal)
         return manifest if self._dry_run else None
-
-    async def _bury(self, manifest: Manifest, version: str) -> None:
-        if not manifest.buried:
-            manifest = await self._context.manifests.write(manifest.as_tombstone(), version, used=False)
-        await self._context.manifests.clear_away(manifest)
 
     async def _retire(self, manifest: Manifest, version: str, retired: tuple[RetiredImage, ...]) -> Manifest:
         kept = manifest.without_retired(self._now, self._context.lifetime.grace)
@@ -237,6 +238,13 @@ class _Sweep:
             thumbnail = _keys.thumbnail(each.record.blob)
             await self._delete(Removal("image", thumbnail, reason, each.record.thumbnail_size))
         return manifest if self._dry_run else kept
+
+    async def _mend_markers(self, manifest: Manifest) -> None:
+        """Put back the marker of an unfinished job that lost it: by its marker a dispatcher finds it."""
+        for job in manifest.unfinished_jobs():
+            marker = _keys.queue_marker(job.id)
+            if not self._dry_run and await self._context.blobs.get(marker) is None:
+                await self._context.blobs.put(marker, msgspec.json.encode({"owner": job.owner}))
 
     async def _orphans(self, manifest: Manifest) -> None:
         named = manifest.named_blobs()
@@ -260,5 +268,6 @@ class _Sweep:
 
 
 def _strike(manifest: Manifest, unnamed: dict[str, int] | None) -> None:
-    for blob in manifest.named_blobs() if unnamed else ():
-        unnamed.pop(blob, None)
+    for blob in manifest.named_blobs():
+        if unnamed:
+            unnamed.pop(blob, None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from PIL import Image
@@ -18,7 +18,7 @@ from async_sessions._codec import encode
 from async_sessions._ingest import ImageSource, ingest
 from async_sessions._life import Life
 from async_sessions._reading import StoredImage
-from async_sessions.errors import QuotaExceededError, SessionNotFoundError, SlotEmptyError
+from async_sessions.errors import CorruptBlobError, QuotaExceededError, SessionNotFoundError, SlotEmptyError
 from async_sessions.records import (
     JSON,
     GenerationRequest,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from async_sessions._tasks import Tickets
     from async_sessions.records import Limits
 
-_SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "video/mp4": ".mp4"}
+T = TypeVar("T")
 
 
 class Session:
@@ -58,8 +58,6 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session(key={self.key!r})"
-
-    # --- images
 
     async def store_image(
         self, image: ImageSource, slot: str, *, name: str | None = None, if_revision: str | None = None
@@ -83,25 +81,25 @@ class Session:
 
     async def retrieve_image(self, slot: str) -> Image.Image:
         """The image, upright, loaded, yours to draw on. `SlotEmptyError`, `CorruptBlobError`."""
-        return await self._context.reader.image(await self._use(slot))
+        return await self._retrieve(slot, self._context.reader.image)
 
     async def retrieve_bytes(self, slot: str) -> bytes:
         """The stored file: the pixels as they came, upright only with its EXIF orientation."""
-        return await self._context.reader.data(await self._use(slot))
+        return await self._retrieve(slot, self._context.reader.data)
 
     async def retrieve_array(self, slot: str) -> np.ndarray:
         """HxWxC uint8, RGB or RGBA, upright, your own copy; 16-bit samples are rounded to 8."""
-        return await self._context.reader.array(await self._use(slot))
+        return await self._retrieve(slot, self._context.reader.array)
 
     async def retrieve_thumbnail(self, slot: str) -> bytes:
         """A WebP file, upright, at most 320 pixels on its longer side; it was made when the image was stored."""
-        return await self._context.reader.thumbnail(await self._use(slot))
+        return await self._retrieve(slot, self._context.reader.thumbnail)
 
     @asynccontextmanager
     async def image_file(self, slot: str) -> AsyncIterator[Path]:
         """`async with session.image_file("start") as path`: a private temporary copy, for code that wants a path."""
         record = await self._use(slot)
-        async with self._context.reader.file(record, _SUFFIXES[record.media_type]) as path:
+        async with self._context.reader.file(record) as path:
             yield path
 
     async def has_image(self, slot: str) -> bool:
@@ -121,10 +119,15 @@ class Session:
         """Put a replaced or cleared image back into `slot`. `SlotEmptyError` once it is past the store's `grace`."""
         tickets = self._draw([slot])
         now, grace = self._context.clock(), self._context.lifetime.grace
-        manifest = await self._life.edit(
-            lambda manifest: manifest.with_restored(slot, digest, now, grace), tickets=tickets
-        )
-        return manifest.images[slot]
+        restored: list[ImageRecord] = []
+
+        def change(manifest: Manifest) -> Manifest | None:
+            changed = manifest.with_restored(slot, digest, now, grace)
+            restored.append(changed.images[slot])
+            return changed if tickets.fate(slot) == "current" else None
+
+        await self._life.edit(change, tickets=tickets)
+        return restored[-1]
 
     async def clear_all_images(self) -> None:
         """Remove every image for good, on disk too, with the recent ones and what finished jobs made of them.
@@ -140,8 +143,6 @@ class Session:
         self._context.check_open()
         return StoredImage(record, self._context.reader)
 
-    # --- the session
-
     async def info(self) -> SessionInfo:
         """One consistent snapshot."""
         return (await self._life.read()).info(self._context.lifetime, self._context.clock())
@@ -149,18 +150,21 @@ class Session:
     async def update_state(self, **values: JSON) -> SessionInfo:
         """Merge `values` into the session's state. `QuotaExceededError` above `Limits.max_state_bytes` of JSON.
 
-        `TypeError` for a value that JSON can't hold, `ValueError` for NaN, infinity or nesting deeper than 32.
+        `TypeError` for a value that JSON can't hold, `ValueError` for NaN, infinity or nesting deeper than 32. Calls
+        take effect in the order in which they are made. A name stays once it is given; give it `None` to empty it.
         """
-        await self._context.in_thread(partial(check_json, values))
+        self._context.check_open()
         limit = self._context.limits.max_state_bytes
 
         def merged(manifest: Manifest) -> Manifest:
             changed = manifest.with_state(values)
-            if len(msgspec.json.encode(changed.state)) > limit:
-                raise QuotaExceededError(f"A session's state may take {limit} bytes as JSON; store less in it.")
+            _check_state(changed.state, limit)
             return changed
 
-        manifest = await self._life.edit(merged, creates=True)
+        order = self._context.manifests.order(self.key)
+        async with order.states:
+            await self._context.manifests.code(partial(_check_state, values, limit))
+            manifest = await self._life.edit(merged, creates=True)
         return manifest.info(self._context.lifetime, self._context.clock())
 
     async def touch(self) -> None:
@@ -184,8 +188,6 @@ class Session:
         """Let go of a pin; no error where there is none."""
         await self._life.edit(lambda manifest: manifest.without_pin(owner))
 
-    # --- jobs
-
     async def generation_request(
         self,
         pipeline: str,
@@ -196,7 +198,9 @@ class Session:
         idempotency_key: str | None = None,
     ) -> GenerationRequest:
         """What `Dispatcher.submit` takes: the images that `slots` hold now (an empty slot is left out) and `params`."""
-        wanted = [self._context.check_slot(slot) for slot in slots]
+        if isinstance(slots, str):
+            raise TypeError(f"`slots` is a collection of slot names, for example [{slots!r}].")
+        wanted = [_keys.check_slot(slot) for slot in slots]
         images = (await self._life.use()).images
         return GenerationRequest(
             session_key=self.key,
@@ -210,13 +214,15 @@ class Session:
     async def store_output(self, data: bytes | Path | Image.Image, *, name: str, media_type: str) -> OutputRecord:
         """Write a job's result; it belongs to the session once `edit_job` puts the record into the job's entry.
 
-        An image is stored as PNG. Not kept by a session that is gone: `SessionNotFoundError`.
+        An image is stored as PNG, whatever `media_type` says. `ValueError` for an empty result.
         """
         incarnation = (await self._life.read()).incarnation
         if isinstance(data, Image.Image):
             data = await self._context.in_thread(partial(_png, data, self._context.limits))
             media_type = "image/png"
         digest, size = await self._context.in_thread(partial(_measure, data))
+        if not size:
+            raise ValueError(f"The output {name!r} is empty.")
         record = OutputRecord(
             name=name,
             media_type=media_type,
@@ -225,6 +231,7 @@ class Session:
             stored_at=self._context.clock(),
             blob=_keys.new_blob(incarnation, digest),
         )
+        self._context.writing([record.blob])
         await self._context.commits.uninterrupted(partial(self._context.blobs.put, record.blob, data))
         return record
 
@@ -236,7 +243,7 @@ class Session:
     def output_file(self, record: OutputRecord) -> AbstractAsyncContextManager[Path]:
         """A private temporary copy of a result, for code that wants a path."""
         self._context.check_open()
-        return self._context.reader.file(record, _SUFFIXES.get(record.media_type, ""))
+        return self._context.reader.file(record)
 
     async def edit_job(self, job_id: str, change: Callable[[JobInfo | None], JobInfo | None]) -> JobInfo | None:
         """One compare-and-swap on a job's entry, for dispatchers; returns the entry as it is then.
@@ -264,12 +271,29 @@ class Session:
     async def _ingest(self, image: ImageSource, name: str | None) -> Ingested:
         return await ingest(image, name=name, limits=self._context.limits, limiter=self._context.cpu)
 
+    async def _retrieve(self, slot: str, read: Callable[[ImageRecord], Awaitable[T]]) -> T:
+        record = await self._use(slot)
+        while True:
+            try:
+                return await read(record)
+            except CorruptBlobError:
+                damaged, record = record, await self._use(slot)
+                if record == damaged:
+                    raise
+                # the image was removed for good while it was read; the slot holds another one by now
+
     async def _use(self, slot: str) -> ImageRecord:
         self._context.check_slot(slot)
         record = (await self._life.use()).images.get(slot)
         if record is None:
             raise SlotEmptyError(f"Slot {slot!r} holds no image; store one first.")
         return record
+
+
+def _check_state(values: Mapping[str, JSON], limit: int) -> None:
+    check_json(dict(values))
+    if len(msgspec.json.encode(values)) > limit:
+        raise QuotaExceededError(f"A session's state may take {limit} bytes as JSON; store less in it.")
 
 
 def _png(image: Image.Image, limits: Limits) -> bytes:

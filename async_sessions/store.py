@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -19,12 +19,21 @@ from async_sessions._context import StoreContext
 from async_sessions._manifest import Lifetime
 from async_sessions._manifests import Manifests
 from async_sessions._reading import Reader
-from async_sessions._tasks import Commits, utc_now
+from async_sessions._tasks import COMMIT_DEADLINE, Commits, utc_now
 from async_sessions.blobs import BlobStore, LocalBlobStore, MemoryBlobStore
-from async_sessions.errors import SessionNotFoundError, StorageError, StoreClosedError
+from async_sessions.errors import (
+    InvalidKeyError,
+    SessionNotFoundError,
+    StorageError,
+    StoreClosedError,
+    VersionConflictError,
+)
 from async_sessions.janitor import CleanupReport, Janitor
 from async_sessions.records import JSON, MIB, Limits, SessionInfo
 from async_sessions.session import Session
+
+_LEAST_PERIOD = timedelta(milliseconds=1)
+_LONGEST_PERIOD = timedelta(days=36_500)
 
 _logger = logging.getLogger("async_sessions")
 
@@ -33,7 +42,8 @@ class SessionStore(AsyncContextManagerMixin):
     """Sessions over a `BlobStore`. An async context manager; used outside it, it raises `StoreClosedError`.
 
     A session expires `ttl` (and up to `ttl/24`: uses are recorded that coarsely) after its last use, or `max_age` after
-    its creation. What was replaced or cleared can be undone for `grace`. A sweep runs at once and then every
+    its creation. What was replaced or cleared can be undone for `grace`, which is two minutes at least: so long a blob
+    may be part of a commit under way. A sweep runs at once and then every
     `cleanup_interval`; `None` turns it off. `slots` restricts slot names. `cache_bytes` bounds the decoded images kept
     in memory, for the whole store, at 4 bytes a pixel. `clock` tells the time in UTC.
 
@@ -57,6 +67,16 @@ class SessionStore(AsyncContextManagerMixin):
     ) -> None:
         self.blobs = blobs
         self.limits = limits
+        if isinstance(slots, str):
+            raise TypeError(f"`slots` is a collection of slot names, for example [{slots!r}].")
+        for name, period, least in (
+            ("ttl", ttl, _LEAST_PERIOD),
+            ("max_age", max_age, _LEAST_PERIOD),
+            ("cleanup_interval", cleanup_interval, _LEAST_PERIOD),
+            ("grace", grace, 2 * timedelta(seconds=COMMIT_DEADLINE)),
+        ):
+            if period is not None and not least <= period <= _LONGEST_PERIOD:
+                raise ValueError(f"`{name}` is between {least} and {_LONGEST_PERIOD}, not {period}.")
         self._lifetime = Lifetime(ttl=ttl, max_age=max_age, grace=grace)
         self._interval = cleanup_interval
         self._slots = None if slots is None else frozenset(map(_keys.check_slot, slots))
@@ -91,13 +111,14 @@ class SessionStore(AsyncContextManagerMixin):
                 failure = error
             finally:
                 sweeps.cancel()
-                try:
-                    with anyio.CancelScope(shield=True):
-                        await self._delete_created(context)
-                except StorageError as error:
-                    failure = failure or error
                 self._entered = None
                 context.close()
+        if self._delete_on_close:
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._delete_created(context)
+            except StorageError as error:
+                failure = failure or error
         if failure is not None:
             raise failure
 
@@ -147,7 +168,7 @@ class SessionStore(AsyncContextManagerMixin):
             key = _keys.session_key_of(listed.key)
             try:
                 manifest = await context.manifests.read(key)
-            except StorageError as error:
+            except (StorageError, InvalidKeyError) as error:
                 _logger.warning("session %s is left out: %s", key, error)
                 continue
             now = self._clock()
@@ -155,7 +176,10 @@ class SessionStore(AsyncContextManagerMixin):
                 yield manifest.info(self._lifetime, now)
 
     async def cleanup(self, *, now: datetime | None = None, dry_run: bool = False) -> CleanupReport:
-        """Sweep everything, as of `now`. `dry_run` returns the same report and touches nothing."""
+        """Sweep everything, as of `now`. `dry_run` returns the same report and touches nothing.
+
+        What other processes are writing is known by its age only: don't set `now` into the future while they do.
+        """
         return await self._open()[1].sweep(now=now or self._clock(), full=True, dry_run=dry_run)
 
     def _open(self) -> tuple[StoreContext, Janitor]:
@@ -172,7 +196,7 @@ class SessionStore(AsyncContextManagerMixin):
         return StoreContext(
             blobs=self.blobs,
             manifests=Manifests(self.blobs, self._clock),
-            reader=Reader(self.blobs, cache, cpu),
+            reader=Reader(self.blobs, cache, cpu, commits),
             cache=cache,
             commits=commits,
             cpu=cpu,
@@ -184,16 +208,15 @@ class SessionStore(AsyncContextManagerMixin):
 
     async def _existing(self, key: str, session_id: str | None) -> Session:
         context = self._context()
-        manifest = await context.manifests.read(key)
-        if manifest is None or not self._lifetime.alive(manifest, self._clock()):
-            raise SessionNotFoundError("There is no such session: it is unknown, expired or deleted. Start a new one.")
+        manifest = self._lifetime.living(await context.manifests.read(key), self._clock())
         return Session(context, key, session_id=session_id, incarnation=manifest.incarnation)
 
     async def _delete_created(self, context: StoreContext) -> None:
-        for key in context.created if self._delete_on_close else ():
-            manifest = await context.manifests.read(key)
-            if manifest is not None and not any(manifest.unfinished_jobs()):
-                await Session(context, key, session_id=None, incarnation=manifest.incarnation).delete()
+        for key in context.created:
+            found = await context.manifests.read_version(key)
+            if found is not None and not any(found[0].unfinished_jobs()):
+                with suppress(VersionConflictError):  # another process uses it
+                    await context.manifests.bury(*found)
 
 
 def open_store(target: str | Path | BlobStore, **options: Any) -> SessionStore:

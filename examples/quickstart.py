@@ -4,6 +4,7 @@ python examples/quickstart.py [FOLDER]
 """
 
 import asyncio
+import shutil
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ async def generate(folder: Path, session_id: str) -> Path:
             print(event)
         video = (await job.result())["video"]
         async with session.output_file(video) as path:
-            return path.rename(folder.with_suffix(".mp4"))
+            return Path(await asyncio.to_thread(shutil.copy, path, folder.with_suffix(".mp4")))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import anyio
 
-from async_sessions import VersionConflictError
+from async_sessions import StorageError, VersionConflictError
 from async_sessions.blobs import (
     Blob,
     BlobData,
@@ -88,6 +88,8 @@ class SQLiteBlobStore(BlobStore):
                 with db:
                     db.execute(TABLE)
                     return work(db)
+            except sqlite3.Error as error:
+                raise StorageError(f"SQLite: {error}. What was stored before is untouched.") from error
             finally:
                 db.close()
 

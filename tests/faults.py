@@ -16,9 +16,14 @@ class FaultyBlobStore(BlobStore):
         self.inner = MemoryBlobStore()
         self.full_for: Callable[[str], bool] = lambda key: False
         self.before_put: Callable[[str], anyio.Event | None] = lambda key: None
+        self.before_get: Callable[[str], anyio.Event | None] = lambda key: None
         self.putting = anyio.Event()
+        self.getting = anyio.Event()
 
     async def get(self, key: str) -> Blob | None:
+        if (gate := self.before_get(key)) is not None:
+            self.getting.set()
+            await gate.wait()
         await anyio.lowlevel.checkpoint()
         return await self.inner.get(key)
 

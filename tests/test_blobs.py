@@ -100,3 +100,54 @@ async def test_one_store_serves_loops_one_after_the_other(tmp_path: Path) -> Non
     found = await blobs.get("a")
     assert found is not None
     assert found.data == b"x"
+
+
+async def test_a_write_is_acknowledged_when_file_and_folders_are_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut may take is what was not synced; a kill can't show it, so the system calls are written down."""
+    calls: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(fd: int) -> None:
+        calls.append(("fsync", os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        calls.append(("rename", str(target)))
+        replace(source, target)
+
+    root = tmp_path / "root"
+    blobs = LocalBlobStore(root)
+    await blobs.get("a")
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    await blobs.put("a/b/c", b"x")
+    renamed = calls.index(("rename", str(root / "a" / "b" / "c")))
+    before, after = calls[:renamed], calls[renamed:]
+    assert ("fsync", str(root)) in before
+    assert ("fsync", str(root / "a")) in before
+    assert any(name == "fsync" and Path(path).parent == root / "tmp" for name, path in before)
+    assert ("fsync", str(root / "a" / "b")) in after
+    assert ("fsync", str(root / "tmp")) in after
+
+
+async def test_a_folder_that_another_process_made_is_synced_before_a_write_below_it_is_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted_fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    blobs = LocalBlobStore(tmp_path)
+    await blobs.get("a")
+    (tmp_path / "a").mkdir(mode=0o700)  # made, and not synced yet, by somebody else
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    await blobs.put("a/b", b"x")
+    assert str(tmp_path) in synced
+    synced.clear()
+    await blobs.put("a/c", b"x")
+    assert str(tmp_path) not in synced  # known by now

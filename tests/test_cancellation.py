@@ -115,5 +115,5 @@ async def test_a_cancelled_store_has_happened_or_has_not(turns: int) -> None:
         named = {red.blob, info.images["start"].blob}
         assert await keys_of(blobs, "blobs/") == named | {f"{blob}.thumb" for blob in named}
         assert (await session.retrieve_image("start")).size == info.images["start"].size
-        assert store._context().in_flight == set()
+        assert store._context()._in_flight == {}
         assert store._context().cpu.borrowed_tokens == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from async_sessions import JobInfo, LocalBlobStore, Session, SessionNotFoundError, SessionStore, open_store
+from async_sessions import BlobInfo, JobInfo, LocalBlobStore, Session, SessionNotFoundError, SessionStore, open_store
 from async_sessions._manifest import Lifetime, Manifest
 from async_sessions.janitor import plan_sweep
 from tests.clock import Clock
@@ -101,8 +102,52 @@ async def test_an_unfinished_job_keeps_its_session_and_its_images(session_store:
     assert (await (await session.read_record(red)).image()).size == RED.size
     await session.edit_job(job.id, lambda old: replace(old, status="succeeded"))  # type: ignore[type-var]
     report = await session_store.cleanup(now=now + 10 * DAY)
-    assert [removal.kind for removal in report.removed] == ["session"]
+    assert [removal.kind for removal in report.removed] == ["session", "marker"]
     assert await keys_of(session_store.blobs) == set()
+
+
+async def test_an_unfinished_job_that_lost_its_marker_gets_it_back_and_keeps_it(session_store: SessionStore) -> None:
+    session = await session_store.create_session()
+    job = queued_job(session, session_store)
+    await session.edit_job(job.id, lambda _: job)
+    for _ in range(2):
+        await session_store.cleanup(now=session_store.clock() + 10 * DAY)
+        assert await keys_of(session_store.blobs, "queue/") == {f"queue/{job.id}.json"}
+
+
+async def test_an_output_that_its_job_has_not_named_yet_survives_a_sweep_from_the_future(
+    session_store: SessionStore,
+) -> None:
+    session = await session_store.create_session()
+    job = queued_job(session, session_store)
+    await session.edit_job(job.id, lambda _: job)
+    output = await session.store_output(b"made", name="text", media_type="text/plain")
+    await session_store.cleanup(now=session_store.clock() + 2 * HOUR)
+    await session.edit_job(job.id, lambda old: replace(old, status="succeeded", outputs={"text": output}))  # type: ignore[type-var]
+    assert [chunk async for chunk in session.stream_output(output)] == [b"made"]
+
+
+async def test_a_backend_that_raises_what_it_should_not_does_not_end_the_app() -> None:
+    class Broken(FaultyBlobStore):
+        def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
+            listed.set()
+            raise RuntimeError("not a StorageError")
+
+    listed = anyio.Event()
+    async with open_store(Broken()) as store:
+        await listed.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert (await (await store.create_session()).info()).images == {}
+
+
+async def test_a_periodic_sweep_obeys_the_maximal_age() -> None:
+    clock = Clock()
+    async with open_store("memory://", max_age=HOUR / 2, grace=HOUR, cleanup_interval=None, clock=clock) as store:
+        await store.create_session()
+        janitor = store._open()[1]
+        await janitor.sweep(now=clock.now)
+        clock.advance(hours=0.6)
+        assert [removal.kind for removal in (await janitor.sweep(now=clock.now)).removed] == ["session"]
 
 
 async def test_images_cleared_under_a_job_go_when_it_ends(session_store: SessionStore) -> None:
@@ -194,7 +239,8 @@ async def test_a_session_that_is_used_while_it_is_judged_stays() -> None:
 
 
 async def test_the_first_sweep_runs_at_once_and_does_not_delay_the_opening(tmp_path: Path) -> None:
-    async with open_store(tmp_path / "root", ttl=timedelta(0), grace=timedelta(0), cleanup_interval=None) as store:
+    clock = Clock()
+    async with open_store(tmp_path / "root", cleanup_interval=None) as store:
         await store.create_session()
     gate = anyio.Event()
 
@@ -205,7 +251,8 @@ async def test_the_first_sweep_runs_at_once_and_does_not_delay_the_opening(tmp_p
                 yield info
 
     blobs = SlowToList(tmp_path / "root")
-    async with open_store(blobs, ttl=timedelta(0), grace=timedelta(0)):
+    clock.advance(days=2)
+    async with open_store(blobs, clock=clock):
         gate.set()
         with anyio.fail_after(10):
             while files_below(tmp_path / "root", "manifests"):  # noqa: ASYNC110 - the sweep tells nobody

@@ -44,7 +44,7 @@ from async_sessions import open_store
 from tests.test_processes import step
 
 async def main(root, key):
-    async with open_store(root, cleanup_interval=timedelta(milliseconds=20), grace=timedelta(0)) as store:
+    async with open_store(root, cleanup_interval=timedelta(milliseconds=20), grace=timedelta(minutes=2)) as store:
         session = await store.open_by_key(key)
         for number in itertools.count(1):
             slot, height = step(number)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import io
+import tempfile
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from async_sessions import (
+    CorruptBlobError,
     ImageRejectedError,
     InvalidKeyError,
     QuotaExceededError,
@@ -314,3 +317,117 @@ async def test_a_generation_request_names_the_images_of_the_filled_slots(session
     request = await session.generation_request("i2v-A14B", params={"steps": 4}, idempotency_key="k")
     assert request.inputs == {"start": red}
     assert (request.session_key, request.params) == (session.key, {"steps": 4})
+
+
+async def test_a_string_is_no_collection_of_slots(session: Session) -> None:
+    with pytest.raises(TypeError, match=r"\['start'\]"):
+        await session.generation_request("i2v-A14B", slots="start")
+    with pytest.raises(TypeError, match=r"\['start'\]"):
+        open_store("memory://", slots="start")
+
+
+async def test_two_first_writes_of_one_handle_are_both_kept(session_store: SessionStore) -> None:
+    session = session_store.session("minted and signed by us")
+    async with anyio.create_task_group() as group:
+        group.start_soon(session.store_image, RED, "start")
+        group.start_soon(session.store_image, BLUE, "end")
+    assert set((await session.info()).images) == {"start", "end"}
+    assert len(await keys_of(session_store.blobs, "blobs/")) == 4
+
+
+async def test_a_session_deleted_during_an_upload_does_not_come_back(session_store: SessionStore) -> None:
+    session = session_store.session("minted and signed by us")
+    await session.update_state(a=1)
+    gate, started = anyio.Event(), anyio.Event()
+    upload = session_store.session("minted and signed by us")
+
+    async def store() -> None:
+        with pytest.raises(SessionNotFoundError):
+            await upload.store_image(chunks_after(gate, png(RED), started), "start")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(store)
+        await started.wait()
+        await session_store.delete_session("minted and signed by us")
+        gate.set()
+    assert await keys_of(session_store.blobs) == set()
+
+
+async def test_states_take_effect_in_the_order_of_their_calls(session: Session) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(lambda: session.update_state(steps=1, seeds=list(range(5000))))
+        group.start_soon(lambda: session.update_state(steps=2))
+    assert (await session.info()).state["steps"] == 2
+
+
+async def test_an_image_cleared_while_it_is_read_is_an_empty_slot() -> None:
+    blobs = FaultyBlobStore()
+    async with open_store(blobs, cleanup_interval=None, cache_bytes=0) as store:
+        session = await store.create_session()
+        await session.store_image(RED, "start")
+        gate = anyio.Event()
+        blobs.before_get = lambda key: gate if key.startswith("blobs/") else None
+
+        async def read() -> None:
+            with pytest.raises(SlotEmptyError):
+                await session.retrieve_image("start")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(read)
+            await blobs.getting.wait()
+            await session.clear_all_images()
+            gate.set()
+
+
+async def test_an_undo_does_not_overwrite_a_later_upload() -> None:
+    blobs = FaultyBlobStore()
+    async with open_store(blobs, cleanup_interval=None) as store, open_store(blobs.inner) as other:
+        session = await store.create_session()
+        red = await session.store_image(RED, "start")
+        await session.clear_image("start")
+        gate = anyio.Event()
+        blobs.before_put = lambda key: gate if key.startswith("manifests/") else None
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.restore_recent, red.digest, "start")
+            await blobs.putting.wait()
+            blobs.before_put = lambda key: None
+            group.start_soon(session.store_image, BLUE, "start")
+            await (await other.open_by_key(session.key)).update_state(a=1)  # the undo loses its compare-and-swap
+            await anyio.wait_all_tasks_blocked()
+            gate.set()
+        assert (await session.info()).images["start"].size == BLUE.size
+
+
+@pytest.mark.parametrize("turns", range(0, 40, 4))
+async def test_a_temporary_copy_goes_however_its_reader_is_cancelled(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    await session.store_image(png(RED), "start")
+
+    async def read() -> None:
+        async with session.image_file("start"):
+            await anyio.sleep_forever()
+
+    task = asyncio.get_running_loop().create_task(read())
+    for _ in range(turns):
+        await anyio.lowlevel.checkpoint()
+    task.cancel()
+    await asyncio.wait({task})
+    with anyio.fail_after(10):
+        while list(folder.iterdir()):  # noqa: ASYNC110 - a thread that was not waited for removes it
+            await anyio.sleep(0.01)
+
+
+async def test_a_damaged_or_empty_output_is_refused(session: Session, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        await session.store_output(b"", name="text", media_type="text/plain")
+    output = await session.store_output(b"made", name="text", media_type="text/plain")
+    async with session.output_file(output) as path:
+        assert path.read_bytes() == b"made"
+    (tmp_path / "sessions" / output.blob).write_bytes(b"flip")
+    with pytest.raises(CorruptBlobError):
+        async with session.output_file(output):
+            pass

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -229,10 +230,12 @@ async def test_closing_deletes_what_this_store_made_where_it_was_asked_to(tmp_pa
 
 async def test_a_failure_to_delete_on_close_comes_out_as_it_is() -> None:
     blobs = FaultyBlobStore()
+    store = open_store(blobs, delete_on_close=True, cleanup_interval=None)
+    await store.__aenter__()
+    await store.create_session()
+    blobs.full_for = lambda key: True
     with pytest.raises(StorageFullError):
-        async with open_store(blobs, delete_on_close=True, cleanup_interval=None) as store:
-            await store.create_session()
-            blobs.full_for = lambda key: True
+        await store.__aexit__(None, None, None)
 
 
 async def test_closing_waits_for_what_is_being_committed() -> None:
@@ -265,3 +268,53 @@ async def test_an_error_in_the_body_comes_out_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(SessionNotFoundError):
         async with open_store(tmp_path / "root") as store:
             await store.restore_session("unknown")
+
+
+async def test_a_session_made_while_the_store_closes_is_deleted_or_refused(tmp_path: Path) -> None:
+    async def keep_creating(store: SessionStore) -> None:
+        with suppress(StoreClosedError):
+            while True:
+                await store.create_session()
+
+    store = open_store(tmp_path / "root", delete_on_close=True, cleanup_interval=None)
+    async with anyio.create_task_group() as group, store:
+        for _ in range(4):
+            group.start_soon(keep_creating, store)
+        for _ in range(20):
+            await store.create_session()
+    assert files_below(tmp_path / "root", "manifests") == []
+
+
+async def test_files_that_are_not_ours_disturb_nothing(session_store: SessionStore, tmp_path: Path) -> None:
+    session = await session_store.create_session()
+    record = await session.store_image(RED, "start")
+    root = tmp_path / "sessions"
+    for path in (
+        root / "manifests" / ".DS_Store",
+        root / "manifests" / session.key[:2] / ".nfs0001",
+        root / "manifests" / "README",
+        root / "tmp" / ".nfs0001",
+        (root / record.blob).parent / ".nfs0001",
+        root / "queue" / "x.json",
+    ):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    assert [info.key async for info in session_store.sessions()] == [session.key]
+    report = await session_store.cleanup(now=session_store.clock() + timedelta(hours=2))
+    assert report.removed == ()
+    assert await session.has_image("start")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ttl": timedelta(0)},
+        {"ttl": timedelta(days=4_000_000)},
+        {"grace": timedelta(seconds=119)},
+        {"cleanup_interval": timedelta(0)},
+        {"max_age": timedelta(hours=-1)},
+    ],
+)
+def test_a_period_that_makes_no_sense_is_refused(options: dict[str, timedelta]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        open_store("memory://", **options)

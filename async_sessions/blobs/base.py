@@ -11,23 +11,8 @@ from typing import Final, Protocol, TypeAlias
 import anyio
 import msgspec
 
-from async_sessions._keys import check_blob_key as check_key
-from async_sessions._keys import check_prefix
+from async_sessions.records import MIB
 
-__all__ = [
-    "CHUNK_SIZE",
-    "Blob",
-    "BlobData",
-    "BlobInfo",
-    "BlobStore",
-    "Expect",
-    "Expectation",
-    "check_key",
-    "check_prefix",
-    "read_all",
-]
-
-MIB: Final = 1024 * 1024
 CHUNK_SIZE: Final = MIB  # bytes per chunk of a streamed read or write
 
 
@@ -63,6 +48,8 @@ class BlobStore(Protocol):
     A key is plain names joined by '/'; anything else is an `InvalidKeyError`. Data is never empty. A write that
     returned is durable, and a reader sees a value whole or not at all. Failures are `StorageError`s: after
     `StorageFullError`, `VersionConflictError` and `LockTimeoutError` a write did not happen, after others it may have.
+
+    `Expect.ANY` is for names that one writer writes; on a name that others swap it may overwrite what they never saw.
 
     Keys under `tmp/` are the backend's own unfinished writes: `list("tmp/")` shows them where there are any, so that
     the sweep can `delete` what a crash left; no other listing does, and `get` and `put` are never called for them.

@@ -14,7 +14,6 @@ import hashlib
 import os
 import random
 import secrets
-import shutil
 import stat
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
@@ -29,7 +28,13 @@ from anyio.lowlevel import RunVar
 
 from async_sessions import _keys
 from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobData, BlobInfo, BlobStore, Expect, Expectation
-from async_sessions.errors import LockTimeoutError, StorageError, StorageFullError, VersionConflictError
+from async_sessions.errors import (
+    InvalidKeyError,
+    LockTimeoutError,
+    StorageError,
+    StorageFullError,
+    VersionConflictError,
+)
 
 T = TypeVar("T")
 
@@ -51,6 +56,7 @@ class LocalBlobStore(BlobStore):
         self._lock_timeout = lock_timeout
         self._threads: RunVar[anyio.CapacityLimiter] = RunVar("async_sessions.blobs.local")
         self._opened = False
+        self._durable: dict[Path, int] = {}  # directories, by inode, whose entry in their parent was synced
 
     def __repr__(self) -> str:
         return f"LocalBlobStore({str(self.root)!r})"
@@ -82,7 +88,7 @@ class LocalBlobStore(BlobStore):
                 version = await self._hop(partial(_write, temporary, data))
             else:
                 version = await self._write_chunks(temporary, data)
-            await self._guarded(key, expect, partial(_publish, temporary, path, self.root))
+            await self._guarded(key, expect, partial(self._publish, temporary, path))
         except BaseException:
             with anyio.CancelScope(shield=True), contextlib.suppress(StorageError):
                 await self._hop(partial(temporary.unlink, missing_ok=True))
@@ -136,16 +142,55 @@ class LocalBlobStore(BlobStore):
                 )
             await anyio.sleep(random.uniform(0.0005, 0.005))
 
+    def _publish(self, temporary: Path, path: Path, expect: Expectation) -> None:
+        _check(path, expect)
+        while True:
+            try:
+                self._make_durable(path.parent)
+                os.replace(temporary, path)
+                break
+            except FileNotFoundError:
+                if not temporary.exists():
+                    raise
+                # a delete in another process removed the directory, which was empty until now
+        try:
+            _sync_directory(path.parent)
+            _sync_directory(temporary.parent)
+        except OSError as error:  # not a StorageFullError, whatever its number: the write is visible, if not durable
+            message = f"{self.root}: {error.strerror or error}. The last write may be lost in a power cut."
+            raise StorageError(message) from error
+
+    def _make_durable(self, directory: Path) -> None:
+        """Make `directory` where it is missing, and its entry durable, whoever made it, up to the root."""
+        if directory == self.root:
+            return
+        try:
+            if self._durable.get(directory) == directory.stat().st_ino:
+                return
+        except FileNotFoundError:
+            pass
+        self._make_durable(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        inode = directory.stat().st_ino
+        _sync_directory(directory.parent)
+        self._durable[directory] = inode
+
     async def _write_chunks(self, temporary: Path, chunks: AsyncIterable[bytes]) -> str:
         digest = hashlib.sha256()
         fd = await self._hop(partial(_create, temporary))
         with _in_our_words(self.root):
-            async with aiofiles.open(fd, "wb") as file:
-                async for chunk in chunks:
-                    await self._hop(partial(digest.update, chunk))
+            file = await aiofiles.open(fd, "wb")
+        try:
+            async for chunk in chunks:  # a failure of theirs is not the storage's
+                await self._hop(partial(digest.update, chunk))
+                with _in_our_words(self.root):
                     await file.write(chunk)
+            with _in_our_words(self.root):
                 await file.flush()
-                await self._hop(partial(os.fsync, fd))
+            await self._hop(partial(os.fsync, fd))
+        finally:
+            with anyio.CancelScope(shield=True), _in_our_words(self.root):
+                await file.close()
         return digest.hexdigest()
 
 
@@ -211,10 +256,12 @@ def _write(temporary: Path, data: bytes | Path) -> str:
             file.write(data)
             version = hashlib.sha256(data).hexdigest()
         else:
+            digest = hashlib.sha256()
             with data.open("rb") as source:
-                shutil.copyfileobj(source, file, CHUNK_SIZE)
-                source.seek(0)
-                version = hashlib.file_digest(source, "sha256").hexdigest()
+                while chunk := source.read(CHUNK_SIZE):
+                    digest.update(chunk)
+                    file.write(chunk)
+            version = digest.hexdigest()
         file.flush()
         os.fsync(file.fileno())
     return version
@@ -241,24 +288,6 @@ def _check(path: Path, expect: Expectation) -> None:
         raise VersionConflictError(f"{path.name} was changed by somebody else.")
 
 
-def _publish(temporary: Path, path: Path, root: Path, expect: Expectation) -> None:
-    _check(path, expect)
-    while True:
-        _make_directories(path.parent, root)
-        try:
-            os.replace(temporary, path)
-            break
-        except FileNotFoundError:
-            if not temporary.exists():
-                raise
-            # a delete in another process removed the directory that was empty until now
-    try:
-        _sync_directory(path.parent)
-        _sync_directory(temporary.parent)
-    except OSError as error:  # not a StorageFullError, whatever its number: the write is visible, if not durable
-        raise StorageError(f"{root}: {error.strerror or error}. The last write may be lost in a power cut.") from error
-
-
 def _remove(path: Path, root: Path, expect: Expectation) -> None:
     if not path.exists():
         return
@@ -269,6 +298,14 @@ def _remove(path: Path, root: Path, expect: Expectation) -> None:
     if path.parent.parent != root:
         with contextlib.suppress(OSError):  # not empty, or removed by somebody else: both are fine
             path.parent.rmdir()
+
+
+def _is_key(name: str) -> bool:
+    try:
+        _keys.check_blob_key(name)
+    except InvalidKeyError:
+        return False
+    return True
 
 
 def _walk(root: Path, prefix: str) -> Iterator[BlobInfo]:
@@ -285,6 +322,8 @@ def _walk(root: Path, prefix: str) -> Iterator[BlobInfo]:
                 if below or entry.name not in (_LOCKS, _keys.TEMPORARY[:-1]):
                     todo.append(f"{key}/")
                 continue
+            if not _is_key(key):
+                continue  # .DS_Store, .nfs0001: not ours
             with contextlib.suppress(FileNotFoundError):
                 found = entry.stat(follow_symlinks=False)
                 yield BlobInfo(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))

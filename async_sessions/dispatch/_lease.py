@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from async_sessions.errors import JobNotFoundError, SessionNotFoundError, Storag
 from async_sessions.jobs import abandon_job
 
 if TYPE_CHECKING:
+    from async_sessions.records import JobInfo
     from async_sessions.store import SessionStore
 
 LEASE = timedelta(seconds=15)  # a dispatcher that has not renewed its lease for so long is dead
@@ -26,10 +28,14 @@ class _Lease(msgspec.Struct, frozen=True):
 
 
 class Owner:
-    """One dispatcher as the others see it: the jobs that it accepted are its own while its lease lasts."""
+    """One dispatcher as the others see it: the jobs that it accepted are its own while its lease lasts.
 
-    def __init__(self, store: SessionStore, name: str) -> None:
+    `holds` tells whether a job is queued or running in this process.
+    """
+
+    def __init__(self, store: SessionStore, name: str, holds: Callable[[str], bool]) -> None:
         self.name = name
+        self._holds = holds
         self._store = store
         self._key = _keys.owner_lease(name)
 
@@ -44,32 +50,40 @@ class Owner:
             _logger.warning("could not delete the lease %s", self._key, exc_info=True)
 
     async def live(self) -> None:
-        """Renew the lease, and end the jobs of the dead, until cancelled."""
+        """Renew the lease, and end the jobs that nobody runs, until cancelled."""
         while True:
             try:
                 await self.renew()
                 await self.bury_the_dead()
-            except StorageError:
-                _logger.warning("could not renew the lease %s; trying again", self._key, exc_info=True)
+            except Exception:
+                # Whatever a backend raises, an app does not end because its jobs could not be looked after.
+                _logger.exception("could not renew the lease %s; trying again", self._key)
             await anyio.sleep(LEASE.total_seconds() / 3)
 
     async def bury_the_dead(self) -> None:
-        """End, as abandoned, every unfinished job whose owner's lease lapsed: nobody runs it any more."""
+        """End, as abandoned, every unfinished job that nobody runs any more.
+
+        That is one whose owner's lease lapsed, and one of our own whose end could not be stored when it came.
+        """
         async for marker in self._store.blobs.list(_keys.QUEUE):
             job_id = _keys.job_of_marker(marker.key)
             try:
                 session = await self._store.open_by_key(_keys.split_job_id(job_id)[0])
                 entry = (await session.info()).jobs.get(job_id)
+                if entry is None or not entry.unfinished or not await self._is_dead(entry):
+                    continue
             except (SessionNotFoundError, JobNotFoundError):
                 continue  # the sweep takes the marker
-            if entry is not None and entry.unfinished and await self._is_dead(entry.owner):
-                _logger.warning("job %s is abandoned: its process is gone", job_id)
-                await abandon_job(job_id, store=self._store, emit=lambda event: None, attempt=entry.attempt)
+            except StorageError as error:
+                _logger.warning("can't tell whether job %s lives: %s", job_id, error)
+                continue
+            _logger.warning("job %s is abandoned: nobody runs it any more", job_id)
+            await abandon_job(job_id, store=self._store, emit=lambda event: None, attempt=entry.attempt)
 
-    async def _is_dead(self, owner: str) -> bool:
-        if owner == self.name:
-            return False
-        found = await self._store.blobs.get(_keys.owner_lease(owner))
+    async def _is_dead(self, entry: JobInfo) -> bool:
+        if entry.owner == self.name:
+            return not self._holds(entry.id)
+        found = await self._store.blobs.get(_keys.owner_lease(entry.owner))
         try:
             return found is None or msgspec.json.decode(found.data, type=_Lease).expires_at < self._store.clock()
         except msgspec.DecodeError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -16,12 +16,12 @@ import msgspec
 from anyio import AsyncContextManagerMixin
 
 from async_sessions import _keys
+from async_sessions._life import NOT_WRITTEN
 from async_sessions._tasks import Commits
 from async_sessions.dispatch._job import LocalJob
 from async_sessions.dispatch._lease import Owner
 from async_sessions.dispatch._log import JobLog
 from async_sessions.errors import (
-    AsyncSessionsError,
     JobNotFoundError,
     QueueFullError,
     SessionNotFoundError,
@@ -45,8 +45,9 @@ _logger = logging.getLogger("async_sessions")
 class _Accepted:
     """A job that this dispatcher took and has not ended."""
 
-    def __init__(self, entry: JobInfo, device: str) -> None:
+    def __init__(self, entry: JobInfo, device: str, arrival: int) -> None:
         self.id = entry.id
+        self.arrival = arrival
         self.priority = entry.priority
         self.device = device
         self.flag = CancelFlag()
@@ -93,13 +94,15 @@ class LocalDispatcher(AsyncContextManagerMixin):
         self._store = store
         self._devices = tuple(devices)
         self._max_queued = max_queued
-        self._owner = Owner(store, secrets.token_hex(8))
+        self._owner = Owner(store, secrets.token_hex(8), self._holds)
         self._open = False
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         self._queue: list[_Accepted] = []
         self._jobs: dict[str, _Accepted] = {}
+        self._accepting: Counter[str] = Counter()
+        self._arrivals = 0
         self._ended: OrderedDict[str, JobLog] = OrderedDict()
         self._submitting = 0
         self._arrival = anyio.Event()
@@ -133,7 +136,10 @@ class LocalDispatcher(AsyncContextManagerMixin):
             raise UnknownPipelineError(f"There is no pipeline {request.pipeline!r} here; there are: {known}.")
         session = await self._store.open_by_key(request.session_key)
         job_id = _keys.job_id(request.session_key, _keys.job_hex(request.idempotency_key))
-        entry = pipeline.spec.entry(request, job_id, owner=self._owner.name, now=self._store.clock())
+        now = self._store.clock()
+        self._arrivals += 1
+        arrival = self._arrivals
+        entry = await anyio.to_thread.run_sync(partial(pipeline.spec.entry, request, job_id, self._owner.name, now))
         job = self._handle(session, job_id)
         if request.idempotency_key is not None and job_id in (await session.info()).jobs:
             return job
@@ -141,10 +147,13 @@ class LocalDispatcher(AsyncContextManagerMixin):
         if len(self._queue) + self._submitting >= self._max_queued:
             raise QueueFullError(f"{self._max_queued} jobs are waiting already; try again in a while.")
         self._submitting += 1
+        self._accepting[job_id] += 1
         try:
-            await self._commits.uninterrupted(partial(self._accept, session, entry, pipeline.spec.device))
+            await self._commits.uninterrupted(partial(self._accept, session, entry, pipeline.spec.device, arrival))
         finally:
             self._submitting -= 1
+            self._accepting[job_id] -= 1
+            self._accepting += Counter()  # keeps the positive counts only
         return job
 
     async def job(self, session: Session, job_id: str) -> LocalJob:
@@ -159,11 +168,14 @@ class LocalDispatcher(AsyncContextManagerMixin):
         """See `Dispatcher.jobs`."""
         return sorted((await session.info()).jobs.values(), key=lambda entry: entry.submitted_at)
 
+    def _holds(self, job_id: str) -> bool:
+        return job_id in self._jobs or job_id in self._accepting
+
     def _check_open(self) -> None:
         if not self._open:
             raise StoreClosedError("The dispatcher is not open; use it inside `async with dispatcher`.")
 
-    async def _accept(self, session: Session, entry: JobInfo, device: str) -> None:
+    async def _accept(self, session: Session, entry: JobInfo, device: str, arrival: int) -> None:
         """Marker, then entry, then queue. Not to be interrupted: an entry that is not in the queue is never run."""
         marker = _keys.queue_marker(entry.id)
         hint = {"owner": self._owner.name, "submitted_at": entry.submitted_at}
@@ -177,16 +189,18 @@ class LocalDispatcher(AsyncContextManagerMixin):
 
         try:
             current = await session.edit_job(entry.id, add)
-        except AsyncSessionsError:
-            await self._drop_marker(marker, version)
+        except Exception as error:
+            # after another storage error the entry may be there: then the marker leads to it, and it ends as abandoned
+            if not isinstance(error, StorageError) or isinstance(error, NOT_WRITTEN):
+                await self._drop_marker(marker, version)
             raise
         if not added:  # the same request twice at once; the other one runs it
             if current is not None and not current.unfinished:
                 await self._drop_marker(marker, version)
             return
-        accepted = self._jobs[entry.id] = _Accepted(entry, device)
+        accepted = self._jobs[entry.id] = _Accepted(entry, device, arrival)
         self._queue.append(accepted)
-        self._queue.sort(key=lambda each: -each.priority)  # stable: equals keep the order of their arrival
+        self._queue.sort(key=lambda each: (-each.priority, each.arrival))
         self._tell_positions()
         self._arrival.set()
         self._arrival = anyio.Event()
@@ -247,8 +261,6 @@ class LocalDispatcher(AsyncContextManagerMixin):
             job = self._queue.pop()
             await abandon_job(job.id, store=self._store, emit=job.log.append)
             self._retire(job)
-
-    # --- what a job's handle asks for
 
     def _log(self, job_id: str) -> JobLog | None:
         job = self._jobs.get(job_id)

@@ -129,6 +129,7 @@ class BlobStoreTests:
         for key in ("a/b/c", "a/d", "ab/e", "f"):
             await blobs.put(key, key.encode())
         assert {info.key: info.size async for info in blobs.list()} == {"a/b/c": 5, "a/d": 3, "ab/e": 4, "f": 1}
+        assert all([info.modified.tzinfo async for info in blobs.list()])
         assert {info.key async for info in blobs.list("a/")} == {"a/b/c", "a/d"}
         assert {info.key async for info in blobs.list("a/b/")} == {"a/b/c"}
         assert {info.key async for info in blobs.list("x/")} == set()
