@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import re
@@ -16,7 +17,7 @@ import typer
 from rich.console import Console
 
 from async_sessions.errors import StorageError
-from async_sessions.store import open_store
+from async_sessions.store import SessionStore, open_store
 
 app = typer.Typer(
     name="async-sessions",
@@ -51,12 +52,15 @@ def demo(
     options = {} if config is None else read_config(config)
     if ttl is not None:
         options["ttl"] = parse_period(ttl)
+    try:
+        store = open_store(root, **options)
+    except ValueError as error:
+        _fail(str(error))
     _require({"gradio": "gradio", "av": "video"})
-    if not _is_free(host, port):
-        _fail(f"Port {port} on {host} is taken by another program. Choose another one: --port {port % 65535 + 1}")
-    anyio.run(_try_root, root)
+    _check_address(host, port)
+    anyio.run(_try, store)
     page = importlib.import_module("async_sessions.demo")
-    page.serve(open_store(root, **options), host=host, port=port)
+    page.serve(store, host=host, port=port)
 
 
 class _OldSession(msgspec.Struct, forbid_unknown_fields=True):
@@ -76,9 +80,9 @@ def read_config(path: Path) -> dict[str, Any]:
         _fail(f"{path} can't be read: {error.strerror}.")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         _fail(f"{path} is not a config of the threaded version: {error}.")
-    interval = timedelta(minutes=old.cleanup_interval_minutes)
+    interval = _period(minutes=old.cleanup_interval_minutes)
     return {
-        "ttl": timedelta(hours=old.max_age_hours),
+        "ttl": _period(hours=old.max_age_hours),
         "cleanup_interval": interval if old.enable_cleanup_thread else None,
     }
 
@@ -88,12 +92,19 @@ def parse_period(text: str) -> timedelta:
     match = _PERIOD.fullmatch(text.strip())
     if match is None or not float(match[1]):
         _fail(f"--ttl is a number and a unit, for example 90s, 30m, 24h or 7d; not {text!r}.")
-    return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    return _period(**{_UNITS[match[2]]: float(match[1])})
 
 
-async def _try_root(root: Path) -> None:
+def _period(**units: float) -> timedelta:
     try:
-        async with open_store(root, cleanup_interval=None):
+        return timedelta(**units)
+    except OverflowError:
+        _fail(f"{' '.join(f'{count:g} {unit}' for unit, count in units.items())} is longer than can be counted.")
+
+
+async def _try(store: SessionStore) -> None:
+    try:
+        async with store:
             pass
     except StorageError as error:
         _fail(str(error))
@@ -105,15 +116,18 @@ def _require(modules: dict[str, str]) -> None:
         _fail(f"The demo needs more than is installed: pip install 'async-sessions[{','.join(missing)}]'")
 
 
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+def _check_address(host: str, port: int) -> None:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(found[0][0], socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(found[0][4])
+    except socket.gaierror:
+        _fail(f"{host} is no address of this machine. Use 127.0.0.1 for this machine alone, 0.0.0.0 for all.")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            _fail(f"Port {port} on {host} is taken by another program. Choose another one: --port {port % 65535 + 1}")
+        _fail(f"Can't serve on {host}, port {port}: {error.strerror}.")
 
 
 def _fail(sentence: str) -> NoReturn:

@@ -91,6 +91,18 @@ def test_a_missing_config_is_one_sentence(tmp_path: Path) -> None:
     assert "can't be read: No such file" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("--ttl", "99999999999d"), ("--ttl", "4000000d"), ("--host", "nonsense.invalid"), ("--host", "192.0.2.1")],
+)
+def test_a_value_that_makes_no_sense_is_one_sentence(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done = run("demo", "--root", tmp_path, "--port", "17998", *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "taken" not in done.stderr
+
+
 def test_a_root_that_is_unsafe_is_one_sentence(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     done = run("demo", "--root", tmp_path, "--port", "17999")

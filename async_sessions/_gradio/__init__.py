@@ -1,0 +1,1 @@
+"""What `async_sessions.gradio` is made of."""

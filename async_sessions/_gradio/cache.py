@@ -1,0 +1,99 @@
+"""Copies of what is stored in Gradio's cache, from where the browser gets them.
+
+A copy, never a link: apps and Gradio itself write to files in that cache. Gradio serves a file there to whoever knows
+its path, so each copy lies in a directory with a name that can't be guessed. A path inside the cache costs Gradio
+nothing; any other it would hash and copy on the event loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from async_sessions.records import ImageRecord, OutputRecord
+
+if TYPE_CHECKING:
+    from async_sessions.asgi import CookieSigner
+    from async_sessions.session import Session
+
+_SUFFIXES = {
+    "image/jpeg": ".jpg",
+    "image/png": ".png",
+    "image/webp": ".webp",
+    "video/mp4": ".mp4",
+    "video/webm": ".webm",
+}
+
+
+async def copy_of(
+    session: Session, record: ImageRecord | OutputRecord, name: str, *, folder: str, key: CookieSigner
+) -> str:
+    """The path of an untouched copy of what `record` names, below `folder`, with a file name like `name`.
+
+    `CorruptBlobError` where the stored bytes are gone or damaged.
+    """
+    target = _copy_folder(record.blob, folder, key) / f"{_plain(name)}{_SUFFIXES.get(record.media_type, '')}"
+    written = int(record.stored_at.timestamp()) * 10**9  # a copy that somebody wrote to has another time
+    if await anyio.to_thread.run_sync(_is_untouched, target, record.byte_size, written):
+        return str(target)
+    if isinstance(record, OutputRecord):
+        async with session.output_file(record) as file:
+            await anyio.to_thread.run_sync(_place, file, target, written)
+    else:
+        data = await (await session.read_record(record)).data()
+        await anyio.to_thread.run_sync(_place, data, target, written)
+    return str(target)
+
+
+async def forget(blobs: Iterable[str], *, folder: str, key: CookieSigner) -> None:
+    """Remove the copies of `blobs`."""
+    folders = [_copy_folder(blob, folder, key) for blob in blobs]
+    await anyio.to_thread.run_sync(_remove, folders)
+
+
+def _copy_folder(blob: str, folder: str, key: CookieSigner) -> Path:
+    return Path(folder) / hashlib.sha256(key.sign(blob).encode()).hexdigest()
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[:40]
+
+
+def _is_untouched(path: Path, size: int, written: int) -> bool:
+    try:
+        found = path.stat()
+        if (found.st_size, found.st_mtime_ns) != (size, written):
+            return False
+        os.utime(path, ns=(time.time_ns(), written))  # Gradio's `delete_cache` goes by the time of the last such change
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _place(source: bytes | Path, target: Path, written: int) -> None:
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}")
+    try:
+        if isinstance(source, bytes):
+            temporary.write_bytes(source)
+        else:
+            shutil.copyfile(source, temporary)
+        os.utime(temporary, ns=(time.time_ns(), written))
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""Opening and closing a store with a Gradio app, however that app is started, reloaded and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+
+from async_sessions.errors import AsyncSessionsError, StoreClosedError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+LEAVE_WITHIN: float = 30.0  # seconds that a stopping app waits for what is in flight
+_START_WITHIN = 3.0  # seconds; Gradio gives up on an app that takes more than 5 to start
+
+_logger = logging.getLogger("async_sessions")
+
+Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Any]]
+
+
+class Held:
+    """Context managers that are entered by whoever needs them first, and left together.
+
+    They live in a task of their own: a task group has to be left by the task that entered it, and a request's task ends
+    with the request. Reload mode runs no lifespan, so a request may well be that first need.
+    """
+
+    def __init__(self, managers: Sequence[AbstractAsyncContextManager[Any]]) -> None:
+        self._managers = managers
+        self._task: asyncio.Task[None] | None = None
+        self._opened: asyncio.Future[None] | None = None
+        self._leave = asyncio.Event()
+        self._closed = False
+
+    async def ensure_started(self) -> None:
+        """Return once all are entered. Raises what entering raised; the next call tries again."""
+        if self._closed:
+            raise StoreClosedError("The app is stopping.")
+        if self._opened is None or self._task is None or self._task.done():
+            loop = asyncio.get_running_loop()
+            self._opened, self._leave = loop.create_future(), asyncio.Event()
+            self._task = loop.create_task(self._hold(self._opened, self._leave))
+        await asyncio.wait({self._opened})
+        self._opened.result()
+
+    async def close(self) -> None:
+        """Leave them and wait for it. From now on `ensure_started` refuses, until `reopen`."""
+        self._closed = True
+        self._leave.set()
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    def close_from_thread(self, timeout: float = LEAVE_WITHIN) -> None:
+        """`close`, from outside the loop, if that still runs."""
+        if self._task is None or not (loop := self._task.get_loop()).is_running():
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(self.close(), loop).result(timeout)
+        except TimeoutError:
+            _logger.warning("the store was not left within %g s", timeout)
+
+    def reopen(self) -> None:
+        """Let `ensure_started` start anew: the app was started again."""
+        self._closed = False
+
+    async def _hold(self, opened: asyncio.Future[None], leave: asyncio.Event) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                for manager in self._managers:
+                    await stack.enter_async_context(manager)
+                opened.set_result(None)
+                await leave.wait()
+        except Exception as error:
+            if opened.done():
+                _logger.exception("the store was not left cleanly")
+            else:
+                opened.set_exception(error)
+        finally:
+            if not opened.done():
+                opened.set_exception(StoreClosedError("The app is stopping."))
+            opened.exception()  # seen, so that asyncio doesn't report it as lost
+
+
+def composed(held: Held, inner: Lifespan | None) -> Lifespan:
+    """A lifespan that holds `held` around the app's own, `inner`. A store that can't be opened stops nothing."""
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[Any]:
+        held.reopen()
+        try:
+            with anyio.move_on_after(_START_WITHIN):
+                await held.ensure_started()
+        except (AsyncSessionsError, OSError):
+            _logger.warning("the store can't be opened yet; pages work without it", exc_info=True)
+        try:
+            async with AsyncExitStack() as stack:
+                yield None if inner is None else await stack.enter_async_context(inner(app))
+        finally:
+            await held.close()
+
+    return lifespan
+
+
+@contextlib.contextmanager
+def stop_signals(before: Callable[[], None]) -> Iterator[None]:
+    """Meanwhile SIGTERM stops the app as Ctrl-C does, and `before` runs first; a second signal kills.
+
+    Only the main thread can do that; in another this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_DFL)
+        try:
+            before()
+        finally:
+            raise KeyboardInterrupt
+
+    previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

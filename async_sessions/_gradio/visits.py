@@ -1,0 +1,155 @@
+"""What a page's requests do with the store: find their session, keep an upload, show what is kept."""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import gradio as gr
+from cachetools import LRUCache
+from gradio.utils import get_upload_folder
+
+from async_sessions._gradio import cache
+from async_sessions._gradio.html import sentence
+from async_sessions._gradio.lifespan import Held
+from async_sessions.asgi import stored_signer
+from async_sessions.errors import (
+    AsyncSessionsError,
+    CorruptBlobError,
+    ImageRejectedError,
+    SessionNotFoundError,
+    StorageError,
+)
+
+if TYPE_CHECKING:
+    from async_sessions.asgi import CookieSigner
+    from async_sessions.dispatch.base import Dispatcher
+    from async_sessions.records import ImageRecord, OutputRecord, SessionInfo
+    from async_sessions.session import Session
+    from async_sessions.store import SessionStore
+
+Payload: TypeAlias = dict[str, Any]  # a file as the browser names it; Gradio checked that `path` is in its cache
+
+_REMEMBERED = 4096  # images on open pages, and values, of which it is known what the session holds
+
+_logger = logging.getLogger("async_sessions")
+
+
+def warn(what: str, error: AsyncSessionsError) -> None:
+    """Tell whoever looks at the page what does not work and why, and the log where it is the server's fault."""
+    if isinstance(error, StorageError):
+        _logger.warning("%s: %s", what, error)
+    gr.Warning(html.escape(f"{what}. {sentence(error)}"))
+
+
+class Visits:
+    """Requests, each to the session of whoever sent it. The store and the dispatcher start with the first."""
+
+    def __init__(self, store: SessionStore, dispatcher: Dispatcher | None, signer: CookieSigner | None) -> None:
+        self.store = store
+        self.held = Held([store] if dispatcher is None else [store, dispatcher])
+        self._signer = signer
+        # by session key, slot and path: the blob; by page and name: the value
+        self._shown: LRUCache[tuple[str, str, str], str] = LRUCache(_REMEMBERED)
+        self._values: LRUCache[tuple[str, str], Any] = LRUCache(_REMEMBERED)
+
+    async def signer(self) -> CookieSigner:
+        if self._signer is None:
+            self._signer = await stored_signer(self.store.blobs)
+        return self._signer
+
+    async def session(self, request: gr.Request) -> Session | None:
+        await self.held.ensure_started()
+        if request.username:
+            return await self.store.session_for(request.username)
+        session_id = (await self.signer()).session_id(request.cookies)
+        return None if session_id is None else self.store.session(session_id)
+
+    async def found(self, request: gr.Request) -> tuple[Session, SessionInfo] | None:
+        """The request's session and what it holds; `None` for one that has not begun, or is over."""
+        session = await self.session(request)
+        try:
+            return None if session is None else (session, await session.info())
+        except SessionNotFoundError:
+            return None
+
+    async def keep(self, request: gr.Request, slot: str, payload: Payload) -> None:
+        """Store an upload. Raises what `store_image` does; `ImageRejectedError` for a payload without a file."""
+        session = await self.session(request)
+        if session is None:
+            gr.Warning("This image is not kept: your browser sends no cookie. Allow cookies for this site.")
+            return
+        await self._store(session, slot, payload)
+
+    async def keep_value(self, request: gr.Request, name: str, value: Any) -> None:
+        """Store a value, unless it is the one that was just shown to this page, or kept for it."""
+        page = str(request.session_hash)
+        if (page, name) in self._values and self._values[page, name] == value:
+            return
+        if session := await self.session(request):
+            await session.update_state(**{name: value})
+            self._values[page, name] = value
+
+    async def keep_shown(self, session: Session, shown: Mapping[str, Payload]) -> None:
+        """Make `session` hold the images that the page shows: it may have expired, or been changed, under that page."""
+        try:
+            held = (await session.info()).images
+        except SessionNotFoundError:
+            held = {}
+            await session.update_state()  # it begins anew
+        for slot, payload in shown.items():
+            record = held.get(slot)
+            if record is None or self._shown.get((session.key, slot, str(payload.get("path")))) != record.blob:
+                await self._store(session, slot, payload)
+
+    async def restored(self, request: gr.Request, slots: Iterable[str]) -> tuple[dict[str, str], Mapping[str, Any]]:
+        """What to show again: paths of copies of the images, by slot, and the state. A damaged image is left out.
+
+        It counts as use of the session.
+        """
+        if (found := await self.found(request)) is None:
+            return {}, {}
+        session, info = found
+        try:
+            await session.touch()
+        except (SessionNotFoundError, StorageError) as error:
+            _logger.warning("the use of session %s is not recorded: %s", session.key, error)
+        paths = {}
+        for slot in slots:
+            if record := info.images.get(slot):
+                try:
+                    paths[slot] = await self.copy(session, record, slot)
+                    self._shown[session.key, slot, paths[slot]] = record.blob
+                except CorruptBlobError as error:
+                    warn(f"The {slot} image can't be shown", error)
+        page = str(request.session_hash)
+        self._values.update({(page, name): value for name, value in info.state.items()})
+        return paths, info.state
+
+    async def copy(self, session: Session, record: ImageRecord | OutputRecord, name: str) -> str:
+        return await cache.copy_of(session, record, name, folder=get_upload_folder(), key=await self.signer())
+
+    async def clear(self, request: gr.Request) -> None:
+        """Remove every image of the session and what was made of them, with the copies of it in Gradio's cache."""
+        if (found := await self.found(request)) is None:
+            return
+        session, info = found
+        await session.clear_all_images()
+        await cache.forget(_blobs(info), folder=get_upload_folder(), key=await self.signer())
+
+    async def _store(self, session: Session, slot: str, payload: Payload) -> None:
+        if not (path := payload.get("path")):
+            raise ImageRejectedError("unsupported_format", "That is not an image file; choose a JPEG, PNG or WebP.")
+        record = await session.store_image(Path(path), slot, name=payload.get("orig_name"))
+        self._shown[session.key, slot, path] = record.blob
+
+
+def _blobs(info: SessionInfo) -> Iterable[str]:
+    yield from (record.blob for record in info.images.values())
+    yield from (recent.record.blob for recent in info.recent)
+    for job in info.jobs.values():
+        yield from (record.blob for record in job.inputs.values())
+        yield from (record.blob for record in job.outputs.values())

@@ -1,0 +1,285 @@
+"""Images, settings and runs of a Gradio page, kept per user: through refresh, in a second tab, after a restart.
+
+    sessions = GradioSessions(open_store("~/sessions"))
+    with gr.Blocks() as demo:
+        ...
+        sessions.bind(images={"start": start, "end": end}, state={"prompt": prompt})
+        sessions.panel()
+    sessions.launch(demo)
+
+The page never depends on the store: while that does not answer, the page loads and works, and a notice says what is not
+kept.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from async_sessions import _keys
+from async_sessions._gradio.generate import Generate
+from async_sessions._gradio.html import message_html, sentence, session_info_html
+from async_sessions._gradio.lifespan import composed, stop_signals
+from async_sessions._gradio.listeners import QUIET, Reactions, page_in_progress
+from async_sessions._gradio.visits import Payload, Visits, warn
+from async_sessions.asgi import CookieSigner, SessionCookie
+from async_sessions.errors import (
+    AsyncSessionsError,
+    ImageRejectedError,
+    QuotaExceededError,
+    SessionNotFoundError,
+)
+from async_sessions.store import SessionStore, open_store
+
+if TYPE_CHECKING:
+    import fastapi
+    from gradio.components import Component
+    from PIL import Image
+
+    from async_sessions.dispatch.base import Dispatcher
+    from async_sessions.session import Session
+
+__all__ = ["GradioSessions", "session_info_html"]
+
+
+class GradioSessions:
+    """Keeps what the users of one Gradio page choose and make, each in a session of their own.
+
+    A session belongs to the logged-in user (`request.username`), else to the browser, by a signed cookie. `store` is
+    entered and left with the app, and so is `dispatcher`; a path or URL is opened with `open_store`. `secret` signs the
+    cookies: one, or several to rotate, the newest first; by default the store keeps one of its own. Start the app with
+    `launch` or `mount`, or pass `**launch_options()` to `demo.launch`.
+
+    Gradio keeps what is uploaded in a cache of its own, too: give `gr.Blocks` a `delete_cache`.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore | Path | str,
+        *,
+        dispatcher: Dispatcher | None = None,
+        secret: str | bytes | Sequence[str | bytes] | None = None,
+    ) -> None:
+        self.store = store if isinstance(store, SessionStore) else open_store(store)
+        self.dispatcher = dispatcher
+        secrets = [secret] if isinstance(secret, str | bytes) else secret
+        self._visits = Visits(self.store, dispatcher, None if secrets is None else CookieSigner(*secrets))
+        self._images: dict[str, gr.Image] | None = None
+        self._state: dict[str, Component] = {}
+        self._changed = Reactions()
+        self._cleared = Reactions()
+
+    # --- whose request
+
+    async def session(self, request: gr.Request) -> Session | None:
+        """The session of whoever sent `request`; `None` for a client that sends no cookie of ours.
+
+        It may not have begun: the first write creates it. `StorageError` while the store can't be opened.
+        """
+        return await self._visits.session(request)
+
+    async def images(self, request: gr.Request) -> dict[str, Image.Image]:
+        """Every image that the session of `request` holds, by slot; upright, loaded, yours to draw on."""
+        if (found := await self._visits.found(request)) is None:
+            return {}
+        session, info = found
+        return {slot: await (await session.read_record(record)).image() for slot, record in info.images.items()}
+
+    async def signer(self) -> CookieSigner:
+        """What signs the cookies, for routes of your own: `(await sessions.signer()).session_id(request.cookies)`."""
+        return await self._visits.signer()
+
+    # --- the page
+
+    def bind(
+        self, *, images: Mapping[str, gr.Image] | None = None, state: Mapping[str, Component] | None = None
+    ) -> Self:
+        """Keep the images that users put into `images`, by slot, and the values that they give `state`, by name.
+
+        Call it once, in the Blocks, when the components exist; they keep their own listeners and `type`. Images are
+        stored as uploaded, values as the browser sends them. An image that code sets is not stored. `InvalidKeyError`
+        for a slot's name that is not well formed.
+        """
+        page = page_in_progress("bind")
+        if self._images is not None:
+            raise RuntimeError("bind() was called already; pass all images and all state to one call.")
+        for slot in images or {}:
+            _keys.check_slot(slot)
+        self._images, self._state = dict(images or {}), dict(state or {})
+        for slot, image in self._images.items():
+            self._bind_image(slot, image)
+        for name, component in self._state.items():
+            self._bind_state(name, component)
+        if self._images or self._state:
+            page.load(self._restore, None, self._bound(), **QUIET)
+        return self
+
+    def panel(self) -> gr.HTML:
+        """Show here what the session keeps and until when, with buttons to refresh and to clear it. After `bind`."""
+        page, bound = page_in_progress("panel"), self._bound()
+        info = gr.HTML(session_info_html(None))
+        with gr.Row():
+            refresh = gr.Button("Refresh", size="sm")
+            clear = gr.Button("Clear", size="sm", variant="stop")
+
+        async def show(request: gr.Request) -> Any:
+            return await self._info_html(request)
+
+        async def show_all(request: gr.Request) -> Any:
+            return {info: await self._info_html(request), **await self._restored(request, fill=True)}
+
+        async def clear_all(request: gr.Request) -> Any:
+            await self._clear(request)
+            return {info: await self._info_html(request), **dict.fromkeys((self._images or {}).values())}
+
+        page.load(show, None, info, **QUIET)
+        refresh.click(show_all, None, [info, *bound], **QUIET)
+        self._cleared.on(clear.click(clear_all, None, [info, *bound], **QUIET))
+        self._changed.react(lambda event: event.then(show, None, info, **QUIET))
+        return info
+
+    def bind_generate(
+        self,
+        button: gr.Button,
+        *,
+        pipeline: Component | str,
+        video: gr.Video,
+        params: Mapping[str, Component] | None = None,
+        slots: Mapping[str, Collection[str]] | None = None,
+        cancel: gr.Button | None = None,
+        progress: gr.HTML | None = None,
+    ) -> gr.HTML:
+        """Make `button` run a pipeline on the images that the page shows, and show the video. After `bind`.
+
+        `pipeline` is the name of one, or the component that chooses it; `slots` says which of the bound images each
+        takes, all where it says nothing. `params` are the values to run it with; an empty one is left to the pipeline.
+        `cancel` ends the session's runs. Progress is shown in `progress`, or in an element made here; it is returned.
+        A run belongs to the session, not to the tab: closing the tab stops nothing, and a reload picks the run up.
+        """
+        page = page_in_progress("bind_generate")
+        self._bound()
+        if self.dispatcher is None:
+            raise RuntimeError("bind_generate() needs a dispatcher; pass one to GradioSessions.")
+        bar = gr.HTML() if progress is None else progress
+        generate = Generate(
+            self._visits,
+            self.dispatcher,
+            images=self._images or {},
+            slots=slots or {},
+            button=button,
+            cancel=cancel,
+            video=video,
+            bar=bar,
+        )
+        for event in generate.bind(page, pipeline, params or {}):
+            self._changed.on(event)
+        self._cleared.react(lambda event: event.success(lambda: (None, ""), None, [video, bar], **QUIET))
+        return bar
+
+    # --- the app
+
+    def launch_options(self, **options: Any) -> dict[str, Any]:
+        """`options` for `demo.launch`, completed by what sessions need; a lifespan and middleware of yours are kept."""
+        app = dict(options.pop("app_kwargs", None) or {})
+        app["lifespan"] = composed(self._visits.held, app.get("lifespan"))
+        app["middleware"] = [Middleware(SessionCookie, signer=self._visits.signer), *app.get("middleware", ())]
+        return {**options, "app_kwargs": app}
+
+    def launch(self, demo: gr.Blocks, **options: Any) -> Any:
+        """`demo.launch` with sessions. Where that blocks, Ctrl-C and SIGTERM leave dispatcher and store first."""
+
+        def leave() -> None:
+            self._visits.held.close_from_thread()
+            demo.server.config.timeout_graceful_shutdown = 1  # an open page streams without end; don't wait for it
+
+        with stop_signals(leave):
+            return demo.launch(**self.launch_options(**options))
+
+    def mount(self, app: fastapi.FastAPI, demo: gr.Blocks, path: str = "/", **options: Any) -> fastapi.FastAPI:
+        """`gr.mount_gradio_app` with sessions."""
+        gr.mount_gradio_app(app, demo, path=path, **self.launch_options(**options))
+        demo.has_launched = True  # else Gradio accepts a path that no upload made, for example /etc/passwd
+        return app
+
+    # --- one component
+
+    def _bind_image(self, slot: str, image: gr.Image) -> None:
+        async def upload(payload: Payload | None, request: gr.Request) -> Any:
+            return gr.skip() if payload is None else await self._keep_upload(request, slot, payload)
+
+        async def clear(request: gr.Request) -> None:
+            try:
+                if session := await self.session(request):
+                    await session.clear_image(slot)
+            except SessionNotFoundError:
+                pass
+            except AsyncSessionsError as error:
+                warn("The image is still kept", error)
+
+        # One queue for both, so that they start in the order in which the browser sent them.
+        options = {**QUIET, "concurrency_id": f"async_sessions_{slot}"}
+        # "once", the default, would drop an upload while another is stored; "always_last" sends it afterwards.
+        uploaded = image.upload(upload, image, image, preprocess=False, trigger_mode="always_last", **options)
+        self._changed.on(uploaded)
+        self._changed.on(image.clear(clear, None, None, trigger_mode="multiple", **options))
+
+    def _bind_state(self, name: str, component: Component) -> None:
+        async def keep(value: Any, request: gr.Request) -> None:
+            try:
+                await self._visits.keep_value(request, name, value)
+            except AsyncSessionsError as error:
+                warn("A setting is not kept", error)
+
+        # `input` would be the user alone, but misses text that is pasted or cut and a slider that is reset
+        component.change(keep, component, None, preprocess=False, trigger_mode="always_last", **QUIET)  # type: ignore[attr-defined]
+
+    def _bound(self) -> list[Component]:
+        if self._images is None:
+            raise RuntimeError("Call bind() first: it says which components belong to the session.")
+        return [*self._images.values(), *self._state.values()]
+
+    # --- what the listeners do
+
+    async def _keep_upload(self, request: gr.Request, slot: str, payload: Payload) -> Any:
+        try:
+            await self._visits.keep(request, slot, payload)
+        except (ImageRejectedError, QuotaExceededError) as error:
+            warn("This file is not kept", error)
+            return (await self._restored(request, fill=True)).get((self._images or {})[slot])
+        except AsyncSessionsError as error:
+            warn("This image is not kept", error)
+        return gr.skip()
+
+    async def _restore(self, request: gr.Request) -> Any:
+        return await self._restored(request) or gr.skip()
+
+    async def _restored(self, request: gr.Request, *, fill: bool = False) -> dict[Component, Any]:
+        """What the bound components shall show. `fill`: nothing, where the session holds nothing."""
+        bound = self._images or {}
+        try:
+            images, state = await self._visits.restored(request, bound)
+        except AsyncSessionsError as error:
+            warn("What is kept for you can't be shown", error)
+            return {}
+        updates: dict[Component, Any] = {bound[slot]: images.get(slot) for slot in bound if fill or slot in images}
+        return updates | {component: state[name] for name, component in self._state.items() if name in state}
+
+    async def _info_html(self, request: gr.Request) -> str:
+        try:
+            found = await self._visits.found(request)
+        except AsyncSessionsError as error:
+            return message_html(f"What is kept for you can't be shown now. {sentence(error)}")
+        return session_info_html(None if found is None else found[1])
+
+    async def _clear(self, request: gr.Request) -> None:
+        try:
+            await self._visits.clear(request)
+        except AsyncSessionsError as error:
+            raise gr.Error(
+                html.escape(f"Your session is not cleared. {sentence(error)}"), print_exception=False
+            ) from error

@@ -1,0 +1,117 @@
+"""A Gradio page without a browser: it calls the listeners of a Blocks as Gradio does, in the test's own event loop."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from gradio.helpers import skip, special_args
+
+if TYPE_CHECKING:
+    from gradio.block_function import BlockFunction
+
+_pages = 0
+
+
+class Page:
+    """One open page of `demo`, as a user with these `cookies` sees it. `values` and `props` are what it shows."""
+
+    def __init__(self, demo: gr.Blocks, cookies: Mapping[str, str], *, username: str | None = None) -> None:
+        global _pages  # every page has a session hash of its own
+        _pages += 1
+        self._fns = demo.fns
+        self._demo = demo
+        self._request = gr.Request(username=username, session_hash=f"page{_pages}", cookies=dict(cookies))
+        self.values = {block._id: getattr(block, "value", None) for block in demo.blocks.values()}
+        self.props: dict[int, dict[str, Any]] = {}
+
+    async def load(self) -> Page:
+        await self.fire(self._demo, "load")
+        return self
+
+    def shows(self, component: Any) -> Any:
+        """A component's value; of a file its path."""
+        value = self.values[component._id]
+        return Path(value["path"]) if isinstance(value, dict) and "path" in value else value
+
+    async def choose_file(self, component: Any, path: Path, event: str = "upload") -> None:
+        """What an upload does: the file is in Gradio's cache, and the browser names it."""
+        self.values[component._id] = {"path": str(path), "orig_name": path.name}
+        await self.fire(component, event)
+
+    async def remove(self, component: Any) -> None:
+        self.values[component._id] = None
+        await self.fire(component, "clear")
+
+    async def enter(self, component: Any, value: Any) -> None:
+        self.values[component._id] = value
+        await self.fire(component, "change")
+
+    async def fire(self, component: Any, event: str) -> None:
+        """Run the listeners of an event, and those that follow them."""
+        for index, fn in list(self._fns.items()):
+            if (component._id, event) in fn.targets and fn.fn is not None:
+                async for _ in self.run(index):
+                    pass
+
+    def listener(self, component: Any, event: str) -> int:
+        """The one listener of that event that answers more than once."""
+        (found,) = [
+            index
+            for index, fn in self._fns.items()
+            if (component._id, event) in fn.targets and inspect.isasyncgenfunction(fn.fn)
+        ]
+        return found
+
+    async def run(self, index: int) -> AsyncGenerator[None, None]:
+        """Run one listener, stopping at each of its answers, then those that follow it."""
+        fn = self._fns[index]
+        failed = False
+        try:
+            answers = self._call(fn)
+            if inspect.isasyncgen(answers):
+                async for answer in answers:
+                    self._apply(fn, answer)
+                    yield
+            else:
+                answer = await answers if inspect.isawaitable(answers) else answers
+                self._apply(fn, answer)
+                yield
+        except gr.Error:
+            failed = True
+        for next_index, following in list(self._fns.items()):
+            if following.trigger_after == index and not (failed and following.trigger_only_on_success):
+                async for _ in self.run(next_index):
+                    pass
+
+    def _call(self, fn: BlockFunction) -> Any:
+        assert fn.fn is not None
+        inputs = [self.values[block._id] for block in fn.inputs]
+        arguments, *_ = special_args(fn.fn, inputs, self._request)
+        return fn.fn(*arguments)
+
+    def _apply(self, fn: BlockFunction, answer: Any) -> None:
+        if not fn.outputs or answer == skip():
+            return
+        if isinstance(answer, dict) and not answer.get("__type__"):
+            updates = {component._id: value for component, value in answer.items()}
+        elif len(fn.outputs) == 1:
+            updates = {fn.outputs[0]._id: answer}
+        else:
+            updates = {block._id: value for block, value in zip(fn.outputs, answer, strict=True)}
+        for block in fn.outputs:
+            if block._id in updates:
+                self._set(block, updates[block._id])
+
+    def _set(self, block: Any, value: Any) -> None:
+        if isinstance(value, dict) and value.get("__type__") == "update":
+            self.props.setdefault(block._id, {}).update(value)
+            if "value" not in value:
+                return
+            value = value["value"]
+        if isinstance(block, gr.Image | gr.Video) and value is not None:
+            value = {"path": str(value), "orig_name": Path(value).name}
+        self.values[block._id] = value

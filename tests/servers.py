@@ -1,0 +1,137 @@
+"""Pages served by a process of their own, and a Chromium to look at them with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Request, sync_playwright
+
+START_WITHIN = 60  # seconds
+ROOT = Path(__file__).parent.parent
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """`python ARGUMENTS` with a folder of its own as HOME and for Gradio's cache; can be killed and started again."""
+
+    def __init__(self, folder: Path, *arguments: str, port: int) -> None:
+        self.folder = folder
+        self.url = f"http://127.0.0.1:{port}/"
+        self.log = folder / "server.log"
+        self.uploads = folder / "gradio"
+        self._command = [sys.executable, *arguments]
+        self._environment = {
+            **os.environ,
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_SERVER_PORT": str(port),
+            "GRADIO_TEMP_DIR": str(self.uploads),
+            "HOME": str(folder),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, cwd=ROOT, env=self._environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        wait_until(self._answers, START_WITHIN)
+
+    def kill(self) -> None:
+        """As by `kill -9`."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> int:
+        """As a service manager does; returns the exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(START_WITHIN)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()
+        try:
+            with urllib.request.urlopen(self.url, timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *arguments: str, port: int | None = None) -> Iterator[Server]:
+    server = Server(folder, *arguments, port=port or free_port())
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Skips where no Chromium is installed; fails there with REQUIRE_BROWSER=1."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        if os.environ.get("REQUIRE_BROWSER") == "1":
+            pytest.fail("REQUIRE_BROWSER=1, and there is no Chromium on PATH.")
+        pytest.skip("there is no Chromium on PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def opened(page: Page, url: str) -> Page:
+    """The page once everything that it asks for when it opens was answered."""
+    over: list[str] = []
+
+    def note(request: Request) -> None:
+        if "queue/data" in request.url:
+            over.append(request.url)
+
+    page.on("requestfinished", note)
+    page.on("requestfailed", note)  # the page itself hangs up after the last answer
+    page.goto(url)
+    over.clear()  # those of the page before
+    while not over:
+        page.wait_for_timeout(20)
+    page.remove_listener("requestfinished", note)
+    page.remove_listener("requestfailed", note)
+    return page
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """For what happens in another process."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)

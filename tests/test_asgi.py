@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import logging
+import stat
+from collections.abc import Awaitable, Callable
+from http.cookies import Morsel, SimpleCookie
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from async_sessions import LocalBlobStore, MemoryBlobStore, StorageError
+from async_sessions.asgi import COOKIE, CookieSigner, Message, Receive, Scope, Send, SessionCookie, stored_signer
+from tests.faults import files_below
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "a secret of the tests"
+PAGE = {"accept": "text/html,application/xhtml+xml"}
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers in two chunks, as a stream of events does."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-own", b"kept")]})
+    await send({"type": "http.response.body", "body": b"one", "more_body": True})
+    await send({"type": "http.response.body", "body": b"two"})
+
+
+def given(signer: CookieSigner) -> Callable[[], Awaitable[CookieSigner]]:
+    async def ask() -> CookieSigner:
+        return signer
+
+    return ask
+
+
+class Client:
+    """A browser without a jar: what is sent is what the test says."""
+
+    def __init__(self, middleware: SessionCookie) -> None:
+        self._middleware = middleware
+
+    async def get(self, path: str = "/", headers: dict[str, str] | None = None, **scope: Any) -> list[Message]:
+        sent: list[Message] = []
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        async def receive() -> Message:
+            raise AssertionError("nothing to receive")
+
+        encoded = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        request = {"type": "http", "method": "GET", "scheme": "http", "path": path, "headers": encoded, **scope}
+        await self._middleware(request, receive, send)
+        return sent
+
+    async def cookie(self, path: str = "/", headers: dict[str, str] | None = None, **scope: Any) -> Morsel[str] | None:
+        """What the answer sets, if it sets one."""
+        start = (await self.get(path, headers, **scope))[0]
+        values = [value.decode() for name, value in start["headers"] if name == b"set-cookie"]
+        assert len(values) <= 1
+        return next((each for value in values for each in SimpleCookie(value).values()), None)
+
+
+@pytest.fixture
+def signer() -> CookieSigner:
+    return CookieSigner(SECRET)
+
+
+@pytest.fixture
+def client(signer: CookieSigner) -> Client:
+    return Client(SessionCookie(app, signer=given(signer)))
+
+
+async def test_a_new_browser_gets_a_signed_id_that_scripts_and_other_sites_cannot_use(
+    client: Client, signer: CookieSigner
+) -> None:
+    cookie = await client.cookie()
+    assert cookie is not None
+    assert cookie["httponly"]
+    assert (cookie["samesite"], cookie["path"], cookie["max-age"]) == ("Lax", "/", str(30 * 24 * 3600))
+    assert not cookie["secure"]
+    session_id = signer.session_id({COOKIE: cookie.value})
+    assert session_id is not None
+    assert len(session_id) == 43
+    other = await client.cookie()
+    assert other is not None
+    assert signer.session_id({COOKIE: other.value}) != session_id
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "minted"),
+    [
+        ("/", {}, True),
+        ("/config", {}, True),
+        ("/second-page", PAGE, True),
+        ("/assets/index.js", {"accept": "*/*"}, False),
+        ("/gradio_api/queue/data", {"accept": "text/event-stream"}, False),
+    ],
+)
+async def test_only_a_page_sets_the_cookie(client: Client, path: str, headers: dict[str, str], minted: bool) -> None:
+    assert (await client.cookie(path, headers) is not None) is minted
+
+
+async def test_a_post_sets_no_cookie(client: Client) -> None:
+    assert await client.cookie(method="POST") is None
+
+
+async def test_an_app_that_is_mounted_or_behind_a_prefix_has_its_page_there(client: Client) -> None:
+    assert await client.cookie("/app/", root_path="/app") is not None
+    assert await client.cookie("/app/file", root_path="/app") is None
+
+
+async def test_a_returning_browser_keeps_its_id_and_its_cookie_is_renewed(client: Client, signer: CookieSigner) -> None:
+    sent = {"cookie": f"theme=dark; {COOKIE}={signer.sign('an-id')}; other=1"}
+    cookie = await client.cookie("/", sent)
+    assert cookie is not None
+    assert signer.session_id({COOKIE: cookie.value}) == "an-id"
+
+
+@pytest.mark.parametrize("value", ["an-id", "an-id.", "an-id.AAAA", ".", "", "é", "an-id.é"])
+async def test_a_forged_cookie_is_nobody_and_is_replaced(client: Client, signer: CookieSigner, value: str) -> None:
+    assert signer.session_id({COOKIE: value}) is None
+    cookie = await client.cookie("/", {"cookie": f"{COOKIE}={value}"})
+    assert cookie is not None
+    assert signer.session_id({COOKIE: cookie.value}) not in (None, "an-id")
+
+
+async def test_an_id_signed_with_another_secret_is_nobody(signer: CookieSigner) -> None:
+    assert signer.session_id({COOKIE: CookieSigner("another secret of tests").sign("an-id")}) is None
+
+
+async def test_after_a_rotation_old_cookies_are_accepted_and_signed_anew(signer: CookieSigner) -> None:
+    rotated = CookieSigner("a new secret of the tests", SECRET)
+    renewed = await Client(SessionCookie(app, signer=given(rotated))).cookie(
+        "/", {"cookie": f"{COOKIE}={signer.sign('an-id')}"}
+    )
+    assert renewed is not None
+    assert CookieSigner("a new secret of the tests").session_id({COOKIE: renewed.value}) == "an-id"
+
+
+def test_a_secret_that_can_be_guessed_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 16 bytes"):
+        CookieSigner(SECRET, "short")
+    with pytest.raises(ValueError, match="at least 16 bytes"):
+        CookieSigner()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "secure", "expected"), [("https", None, True), ("http", True, True), ("https", False, False)]
+)
+async def test_the_cookie_is_secure_under_tls_or_where_the_app_says_so(
+    signer: CookieSigner, scheme: str, secure: bool | None, expected: bool
+) -> None:
+    client = Client(SessionCookie(app, signer=given(signer), secure=secure))
+    cookie = await client.cookie(scheme=scheme)
+    assert cookie is not None
+    assert bool(cookie["secure"]) is expected
+
+
+async def test_the_answer_passes_through_chunk_by_chunk_and_no_shared_cache_may_keep_it(client: Client) -> None:
+    start, *bodies = await client.get()
+    assert (b"x-own", b"kept") in start["headers"]
+    assert (b"cache-control", b"private") in start["headers"]
+    assert [body["body"] for body in bodies] == [b"one", b"two"]
+
+
+async def test_websockets_and_lifespans_are_left_alone(signer: CookieSigner) -> None:
+    seen: list[str] = []
+
+    async def record(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["type"])
+
+    middleware = SessionCookie(record, signer=given(signer))
+    for kind in ("websocket", "lifespan"):
+        await middleware({"type": kind}, None, None)  # type: ignore[arg-type]
+    assert seen == ["websocket", "lifespan"]
+
+
+async def test_the_store_keeps_one_secret_however_many_ask_for_it_first(tmp_path: Path) -> None:
+    signed: list[tuple[str, str]] = []
+
+    async def ask() -> None:
+        signer = await stored_signer(LocalBlobStore(tmp_path / "root"))
+        signed.append((signer.name, signer.sign("an-id")))
+
+    async with anyio.create_task_group() as group:
+        for _ in range(8):
+            group.start_soon(ask)
+    assert len(set(signed)) == 1
+    (secret,) = files_below(tmp_path / "root", "cookie")
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+async def test_two_stores_on_one_host_do_not_overwrite_each_others_cookie() -> None:
+    first, second = await stored_signer(MemoryBlobStore()), await stored_signer(MemoryBlobStore())
+    assert first.name != second.name
+    assert second.session_id({first.name: first.sign("an-id")}) is None
+
+
+async def test_while_the_secret_cannot_be_read_pages_are_served_without_a_cookie(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def unreadable() -> CookieSigner:
+        raise StorageError("The disk is gone.")
+
+    client = Client(SessionCookie(app, signer=unreadable))
+    assert await client.cookie() is None
+    assert "no session cookie" in caplog.text
+
+
+async def test_no_id_and_no_cookie_is_logged(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        cookie = await client.cookie()
+        assert cookie is not None
+        await client.cookie("/", {"cookie": f"{COOKIE}={cookie.value}"})
+        await client.cookie("/", {"cookie": f"{COOKIE}={cookie.value}x"})
+    assert cookie.value.partition(".")[0] not in caplog.text

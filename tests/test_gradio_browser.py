@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from async_sessions._keys import key_of_id
+from tests.faults import files_below
+from tests.images import PLACE, jpeg_with_exif, photograph, rgba_png
+from tests.servers import Server, chromium, free_port, opened, serving, wait_until
+
+pytestmark = pytest.mark.browser
+
+QUICK = "416"  # the resolution that the preview renders fastest
+WATCH_PROGRESS = """
+window.seen = [];
+new MutationObserver(() => {
+    const bar = document.querySelector('#progress [role=progressbar]');
+    if (bar) window.seen.push(Number(bar.getAttribute('aria-valuenow')));
+}).observe(document.querySelector('#progress'), {subtree: true, childList: true, attributes: true});
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("demo")
+    port = free_port()
+    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(folder / "root"))
+    with serving(folder, *arguments, port=port) as server:
+        yield server
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def start_photo(tmp_path: Path) -> Path:
+    """As a phone writes it: lying on its side, with the place where it was made."""
+    path = tmp_path / "start.jpg"
+    path.write_bytes(jpeg_with_exif(6, gps=True, image=photograph(480, 640, seed=1)))
+    return path
+
+
+@pytest.fixture
+def end_photo(tmp_path: Path) -> Path:
+    path = tmp_path / "end.png"
+    path.write_bytes(rgba_png(700, 500))
+    return path
+
+
+def manifest(server: Server, context: BrowserContext) -> dict[str, Any]:
+    """What is on disk of this browser's session."""
+    (cookie,) = context.cookies()
+    key = key_of_id(cookie["value"].partition(".")[0])
+    found = next(server.folder.glob(f"root/manifests/*/{key}.json"), None)
+    return {"images": {}, "state": {}} if found is None else json.loads(found.read_bytes())
+
+
+def kept(server: Server, context: BrowserContext, *names: str) -> bool:
+    """Whether the session holds images of just these file names."""
+    held = [image["source_name"] for image in manifest(server, context)["images"].values()]
+    return sorted(held) == sorted(names)
+
+
+def upload(page: Page, slot: str, path: Path) -> None:
+    page.set_input_files(f"#{slot} input[type=file]", path)
+
+
+def shown_size(page: Page, slot: str) -> tuple[int, int]:
+    image = page.locator(f"#{slot} img")
+    expect(image).to_be_visible()
+    width, height = image.evaluate(
+        "async image => { await image.decode(); return [image.naturalWidth, image.naturalHeight] }"
+    )
+    return width, height
+
+
+def frames(video: bytes) -> list[np.ndarray[Any, Any]]:
+    with av.open(io.BytesIO(video), "r") as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def difference(frame: np.ndarray[Any, Any], path: Path) -> float:
+    """Mean difference of a frame to the image in the file, upright, cropped alike, on grey; 0 to 255."""
+    with Image.open(path) as file:
+        upright = ImageOps.exif_transpose(file).convert("RGBA")
+    fitted = ImageOps.fit(upright, (frame.shape[1], frame.shape[0]), Image.Resampling.LANCZOS)
+    flat = Image.alpha_composite(Image.new("RGBA", fitted.size, (128, 128, 128, 255)), fitted).convert("RGB")
+    return float(np.abs(np.asarray(flat).astype(int) - frame).mean())
+
+
+def test_two_photographs_live_through_reload_tabs_and_kill_and_become_a_video(
+    browser: Browser, context: BrowserContext, server: Server, start_photo: Path, end_photo: Path
+) -> None:
+    logged_before = server.log.read_text()
+    page = opened(context.new_page(), server.url)
+    upload(page, "start", start_photo)
+    upload(page, "end", end_photo)
+    wait_until(lambda: kept(server, context, "start.jpg", "end.png"))
+
+    opened(page, server.url)
+    assert (shown_size(page, "start"), shown_size(page, "end")) == ((480, 640), (700, 500))
+    tab = opened(context.new_page(), server.url)
+    assert (shown_size(tab, "start"), shown_size(tab, "end")) == ((480, 640), (700, 500))
+    tab.close()
+    stranger = browser.new_context()
+    other = opened(stranger.new_page(), server.url)
+    expect(other.locator("#start img, #end img")).to_have_count(0)
+    stranger.close()
+
+    server.kill()
+    server.start()
+    opened(page, server.url)
+    assert (shown_size(page, "start"), shown_size(page, "end")) == ((480, 640), (700, 500))
+
+    page.get_by_label(QUICK).check()
+    page.evaluate(WATCH_PROGRESS)
+    page.click("#generate")
+    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+    seen = page.evaluate("window.seen")
+    assert seen == sorted(seen)
+    assert len({step for step in seen if 0 < step < 100}) >= 2
+    video = page.locator("#video video")
+    video.evaluate("video => { video.muted = true; return video.play() }")
+    page.wait_for_function("document.querySelector('#video video').currentTime > 0.2")
+    assert video.evaluate("video => [video.readyState, video.duration > 2]") == [4, True]
+    source = video.evaluate("video => video.currentSrc")
+    first, *_, last = frames(context.request.get(source).body())
+    assert difference(first, start_photo) < 8
+    assert difference(last, end_photo) < 8
+    opened(page, server.url)
+    expect(page.locator("#video video")).to_be_visible()
+
+    page.click("#start button[aria-label='Remove Image']")
+    wait_until(lambda: kept(server, context, "end.png"))
+    opened(page, server.url)
+    expect(page.locator("#start img")).to_have_count(0)
+    assert shown_size(page, "end") == (700, 500)
+
+    written = b"".join(path.read_bytes() for path in files_below(server.folder / "root"))
+    assert PLACE not in written
+    (cookie,) = context.cookies()
+    session_id = cookie["value"].partition(".")[0]
+    assert len(session_id) == 43
+    assert session_id.encode() not in written
+    assert session_id not in "".join(str(path) for path in server.folder.rglob("*"))
+    assert session_id not in page.content()
+    logged = server.log.read_text().removeprefix(logged_before)
+    assert session_id not in logged
+    assert "Traceback" not in logged
+
+    incarnation = manifest(server, context)["incarnation"]
+    assert files_below(server.folder / "root", "blobs", incarnation)
+    page.get_by_role("tab", name="Your session").click()
+    page.get_by_role("button", name="Clear").click()
+    wait_until(lambda: not files_below(server.folder / "root", "blobs", incarnation))
+    expect(page.get_by_text("No images")).to_be_visible()
+    page.get_by_role("tab", name="Generate").click()
+    expect(page.locator("#start img, #end img, #video video")).to_have_count(0)
+    opened(page, server.url)
+    expect(page.locator("#start img, #end img, #video video")).to_have_count(0)
+
+
+def test_of_two_quick_uploads_into_one_slot_the_second_wins(
+    context: BrowserContext, server: Server, tmp_path: Path
+) -> None:
+    large, small = tmp_path / "large.jpg", tmp_path / "small.png"
+    large.write_bytes(jpeg_with_exif(1, image=photograph(3000, 2000, seed=2)))
+    small.write_bytes(rgba_png(64, 48))
+    page = opened(context.new_page(), server.url)
+    for first, second, size in [(large, small, (64, 48)), (small, large, (3000, 2000)), (large, small, (64, 48))]:
+        upload(page, "start", first)
+        upload(page, "start", second)
+        wait_until(lambda name=second.name: kept(server, context, name))  # type: ignore[misc]
+        assert shown_size(page, "start") == size
+        opened(page, server.url)
+        assert shown_size(page, "start") == size
+
+
+def test_switching_the_model_hides_a_slot_and_never_loses_its_image_or_a_setting(
+    context: BrowserContext, server: Server, start_photo: Path, end_photo: Path
+) -> None:
+    page = opened(context.new_page(), server.url)
+    upload(page, "start", start_photo)
+    upload(page, "end", end_photo)
+    wait_until(lambda: kept(server, context, "start.jpg", "end.png"))
+    page.fill("#prompt textarea", "a <b>bold</b> boat")
+    page.get_by_label("t2v-A14B").check()
+    expect(page.locator("#start, #end")).to_have_count(0)
+    page.get_by_label("ti2v-5B").check()
+    expect(page.locator("#end")).to_have_count(0)
+    assert shown_size(page, "start") == (480, 640)
+    page.get_by_label("1280 × 704").check()  # noqa: RUF001 - as the page writes it
+    expected = {"prompt": "a <b>bold</b> boat", "model": "ti2v-5B", "resolution": 1280 * 704}
+    wait_until(lambda: expected.items() <= manifest(server, context)["state"].items())
+
+    opened(page, server.url)
+    expect(page.get_by_label("ti2v-5B")).to_be_checked()
+    expect(page.get_by_label("1280 × 704")).to_be_checked()  # noqa: RUF001 - as the page writes it
+    expect(page.locator("#prompt textarea")).to_have_value("a <b>bold</b> boat")
+    expect(page.locator("#end")).to_have_count(0)
+    page.get_by_label("i2v-A14B", exact=True).check()
+    assert (shown_size(page, "start"), shown_size(page, "end")) == ((480, 640), (700, 500))
+
+
+def test_a_run_is_picked_up_after_a_reload_and_can_be_cancelled(context: BrowserContext, server: Server) -> None:
+    page = opened(context.new_page(), server.url)
+    page.get_by_label("t2v-A14B").check()
+    page.fill("#frames input[type=number]", "121")
+    page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
+    page.click("#generate")
+    expect(page.locator("#progress [role=progressbar]")).to_be_visible()
+    page.goto(server.url)
+    expect(page.locator("#progress")).to_contain_text("of 121")
+    page.click("#cancel")
+    expect(page.locator("#progress")).to_contain_text("Cancelled")
+    expect(page.locator("#cancel")).to_be_disabled()
+    expect(page.locator("#generate")).to_be_enabled()
+
+
+def test_a_hostile_file_name_and_a_file_that_is_no_image_do_nothing_but_show(
+    context: BrowserContext, server: Server, tmp_path: Path
+) -> None:
+    page = opened(context.new_page(), server.url)
+    bad = tmp_path / "notes.png"
+    bad.write_bytes(b"only words")
+    upload(page, "start", bad)
+    expect(page.get_by_text("This file is not kept")).to_be_visible()
+    expect(page.locator("#start img")).to_have_count(0)
+    hostile = tmp_path / "<img src=x onerror=alert(1)>${document.title=1}{{value}}.png"
+    hostile.write_bytes(rgba_png())
+    upload(page, "start", hostile)
+    wait_until(lambda: kept(server, context, hostile.name))
+    opened(page, server.url)
+    page.get_by_role("tab", name="Your session").click()
+    expect(page.get_by_text("onerror")).to_be_visible()
+    expect(page.locator("img[src=x]")).to_have_count(0)
+    assert page.title() == "async_sessions"
+
+
+def test_the_page_works_while_the_store_does_not_answer(
+    context: BrowserContext, server: Server, start_photo: Path
+) -> None:
+    page = opened(context.new_page(), server.url)
+    root, away = server.folder / "root", server.folder / "away"
+    root.rename(away)
+    try:
+        root.write_text("a file in the way")
+        opened(page, server.url)
+        expect(page.get_by_text("storage does not answer").first).to_be_visible()
+        upload(page, "start", start_photo)
+        expect(page.get_by_text("This image is not kept")).to_be_visible()
+        assert shown_size(page, "start") == (480, 640)
+        page.click("#generate")
+        expect(page.locator("#progress")).to_contain_text("Not started")
+    finally:
+        root.unlink()
+        away.rename(root)
+    upload(page, "start", start_photo)
+    wait_until(lambda: kept(server, context, "start.jpg"))
+    opened(page, server.url)
+    assert shown_size(page, "start") == (480, 640)
+
+
+def test_the_server_leaves_the_store_when_it_is_terminated_under_an_open_page(
+    context: BrowserContext, tmp_path: Path
+) -> None:
+    port = free_port()
+    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(tmp_path / "root"))
+    with serving(tmp_path, *arguments, port=port) as server:
+        page = opened(context.new_page(), server.url)
+        page.get_by_label("t2v-A14B").check()
+        page.fill("#frames input[type=number]", "121")
+        page.click("#generate")
+        expect(page.locator("#progress [role=progressbar]")).to_be_visible()
+        assert server.stop() == 0
+        (job,) = manifest(server, context)["jobs"].values()
+        assert (job["status"], job["error"]["kind"]) == ("failed", "abandoned")
