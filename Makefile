@@ -12,7 +12,7 @@ demo: .venv/demo  ## serve the demo page on http://127.0.0.1:7860 (PORT=... for 
 	$(BIN)/async-sessions demo --port $(PORT)
 
 test: .venv/dev  ## run the tests; browser tests are skipped where there is no Chromium
-	$(BIN)/python -m pytest -n 4 --cov --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n 4 --cov --cov-report=term:skip-covered --cov-fail-under=93
 
 check: .venv/dev  ## lint, format and type checks
 	$(BIN)/ruff format --check .

@@ -1,0 +1,196 @@
+"""What `LocalBlobStore` does with files: sync code, for a worker thread."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from async_sessions import _keys
+from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobInfo, Expect, Expectation
+from async_sessions.errors import InvalidKeyError, StorageError, StorageFullError, VersionConflictError
+
+LOCKS = "locks"
+_OTHERS_CAN_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+class Folder:
+    """The files below `root`. Knows which directories are durable, so that each is synced once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._durable: dict[Path, int] = {}  # directories, by inode, whose entry in their parent was synced
+
+    def open(self) -> None:
+        """Make the root where it is missing; refuse one that others can write to."""
+        root = self.root
+        _make_directories(root, Path(root.anchor))
+        found = root.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & _OTHERS_CAN_WRITE:
+            raise StorageError(
+                f"{root} belongs to another user or can be written by others. "
+                f"Give it to the user that runs this process and run: chmod 700 {root}"
+            )
+        for name in (LOCKS, _keys.TEMPORARY):
+            _make_directories(root / name, root)
+
+    def publish(self, temporary: Path, path: Path, expect: Expectation) -> None:
+        _check(path, expect)
+        while True:
+            try:
+                self._make_durable(path.parent)
+                os.replace(temporary, path)
+                break
+            except FileNotFoundError:
+                if not temporary.exists():
+                    raise
+                # a delete in another process removed the directory, which was empty until now
+        try:
+            _sync_directory(path.parent)
+            _sync_directory(temporary.parent)
+        except OSError as error:  # not a StorageFullError, whatever its number: the write is visible, if not durable
+            message = f"{self.root}: {error.strerror or error}. The last write may be lost in a power cut."
+            raise StorageError(message) from error
+
+    def _make_durable(self, directory: Path) -> None:
+        """Make `directory` where it is missing, and its entry durable, whoever made it, up to the root."""
+        if directory == self.root:
+            return
+        try:
+            if self._durable.get(directory) == directory.stat().st_ino:
+                return
+        except FileNotFoundError:
+            pass
+        self._make_durable(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
+        inode = directory.stat().st_ino
+        _sync_directory(directory.parent)
+        self._durable[directory] = inode
+
+    def remove(self, path: Path, expect: Expectation) -> None:
+        if not path.exists():
+            return
+        _check(path, expect)
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            _sync_directory(path.parent)
+        if path.parent.parent != self.root:
+            with contextlib.suppress(OSError):  # not empty, or removed by somebody else: both are fine
+                path.parent.rmdir()
+                self._durable.pop(path.parent, None)
+
+    def walk(self, prefix: str) -> Iterator[BlobInfo]:
+        todo = [prefix]
+        while todo:
+            below = todo.pop()
+            try:
+                entries = list(os.scandir(self.root / below))
+            except FileNotFoundError:
+                continue
+            for entry in entries:
+                key = below + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if below or entry.name not in (LOCKS, _keys.TEMPORARY[:-1]):
+                        todo.append(f"{key}/")
+                    continue
+                if not _is_key(key):
+                    continue  # .DS_Store, .nfs0001: not ours
+                with contextlib.suppress(FileNotFoundError):
+                    found = entry.stat(follow_symlinks=False)
+                    yield BlobInfo(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+
+
+@contextlib.contextmanager
+def in_our_words(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"No room is left for {root}. Free some space or raise the quota; what is stored is untouched."
+            raise StorageFullError(message) from error
+        raise StorageError(f"{root}: {error.strerror or error}. What was stored before is untouched.") from error
+
+
+def read(path: Path) -> Blob | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return Blob(data, hashlib.sha256(data).hexdigest())
+
+
+def create(temporary: Path) -> int:
+    return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+
+def write(temporary: Path, data: bytes | Path) -> str:
+    with open(create(temporary), "wb") as file:
+        if isinstance(data, bytes):
+            file.write(data)
+            version = hashlib.sha256(data).hexdigest()
+        else:
+            digest = hashlib.sha256()
+            with data.open("rb") as source:
+                while chunk := source.read(CHUNK_SIZE):
+                    digest.update(chunk)
+                    file.write(chunk)
+            version = digest.hexdigest()
+        file.flush()
+        os.fsync(file.fileno())
+    return version
+
+
+def if_lock_is_free(lock: Path, call: Callable[[], None]) -> bool:
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        call()
+        return True
+    finally:
+        os.close(fd)
+
+
+def _make_directories(path: Path, above: Path) -> None:
+    """Make `path` durable, up to `above`, which exists; every new directory is 0700."""
+    missing = []
+    while path != above and not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(mode=0o700, exist_ok=True)
+        _sync_directory(directory.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _check(path: Path, expect: Expectation) -> None:
+    found = None if expect is Expect.ANY else read(path)
+    if expect is Expect.ANY or (found is None and expect is Expect.ABSENT):
+        return
+    if found is None or found.version != expect:
+        raise VersionConflictError(f"{path.name} was changed by somebody else.")
+
+
+def _is_key(name: str) -> bool:
+    try:
+        _keys.check_blob_key(name)
+    except InvalidKeyError:
+        return False
+    return True
