@@ -14,11 +14,12 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
+import anyio
 from itsdangerous import BadSignature, Signer
 
 from async_sessions import _keys
 from async_sessions.blobs.base import Expect
-from async_sessions.errors import StorageError, VersionConflictError
+from async_sessions.errors import CorruptBlobError, StorageError, VersionConflictError
 
 if TYPE_CHECKING:
     from async_sessions.blobs.base import BlobStore
@@ -32,6 +33,7 @@ ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 COOKIE: Final = "async_sessions"
 MAX_AGE: Final = 30 * 24 * 3600  # seconds; every visit of a page counts anew
 
+_SIGNER_WITHIN = 2.0  # seconds
 _SECRET_BYTES = 32
 _LEAST_SECRET_BYTES = 16
 _MINTED_ON = ("", "/", "/config")
@@ -83,6 +85,8 @@ async def stored_signer(blobs: BlobStore) -> CookieSigner:
     while (found := await blobs.get(_keys.COOKIE_SECRET)) is None:
         with suppress(VersionConflictError):  # another process was faster: read its secret
             await blobs.put(_keys.COOKIE_SECRET, secrets.token_bytes(_SECRET_BYTES), expect=Expect.ABSENT)
+    if len(found.data) < _LEAST_SECRET_BYTES:
+        raise CorruptBlobError(f"The cookies' signing secret is damaged. Delete {_keys.COOKIE_SECRET} in the store.")
     return CookieSigner(found.data, name=f"{COOKIE}_{hashlib.sha256(b'name:' + found.data).hexdigest()[:8]}")
 
 
@@ -117,10 +121,13 @@ class SessionCookie:
         await self._app(scope, receive, send_with_cookie)
 
     async def _cookie(self, scope: Scope) -> bytes | None:
+        signer = None
         try:
-            signer = await self._signer()
+            with anyio.move_on_after(_SIGNER_WITHIN):  # a page without a cookie rather than no page
+                signer = await self._signer()
         except StorageError:
             _logger.warning("no session cookie: the signing secret can't be read", exc_info=True)
+        if signer is None:
             return None
         session_id = signer.session_id(_cookies(scope["headers"])) or _keys.new_session_id()
         secure = scope.get("scheme") == "https" if self._secure is None else self._secure

@@ -46,7 +46,13 @@ MODELS: Final = {
     )
 }
 DEFAULT: Final = MODELS["i2v-A14B"]
-IMAGE: Final[dict[str, Any]] = {"type": "filepath", "image_mode": None, "height": 260}
+# no webcam: a picture that is taken there fires no `upload`
+IMAGE: Final[dict[str, Any]] = {
+    "type": "filepath",
+    "image_mode": None,
+    "height": 260,
+    "sources": ["upload", "clipboard"],
+}
 FRAMES: Final = 49  # about three seconds of video, made in a few seconds on two cores
 
 INTRODUCTION = """

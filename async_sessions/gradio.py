@@ -74,8 +74,6 @@ class GradioSessions:
         self._changed = Reactions()
         self._cleared = Reactions()
 
-    # --- whose request
-
     async def session(self, request: gr.Request) -> Session | None:
         """The session of whoever sent `request`; `None` for a client that sends no cookie of ours.
 
@@ -93,8 +91,6 @@ class GradioSessions:
     async def signer(self) -> CookieSigner:
         """What signs the cookies, for routes of your own: `(await sessions.signer()).session_id(request.cookies)`."""
         return await self._visits.signer()
-
-    # --- the page
 
     def bind(
         self, *, images: Mapping[str, gr.Image] | None = None, state: Mapping[str, Component] | None = None
@@ -181,8 +177,6 @@ class GradioSessions:
         self._cleared.react(lambda event: event.success(lambda: (None, ""), None, [video, bar], **QUIET))
         return bar
 
-    # --- the app
-
     def launch_options(self, **options: Any) -> dict[str, Any]:
         """`options` for `demo.launch`, completed by what sessions need; a lifespan and middleware of yours are kept."""
         app = dict(options.pop("app_kwargs", None) or {})
@@ -206,11 +200,16 @@ class GradioSessions:
         demo.has_launched = True  # else Gradio accepts a path that no upload made, for example /etc/passwd
         return app
 
-    # --- one component
-
     def _bind_image(self, slot: str, image: gr.Image) -> None:
-        async def upload(payload: Payload | None, request: gr.Request) -> Any:
-            return gr.skip() if payload is None else await self._keep_upload(request, slot, payload)
+        async def upload(payload: Payload | None, request: gr.Request) -> None:
+            if payload is not None:
+                await self._keep_upload(request, slot, payload)
+
+        async def take_back(payload: Payload | None, request: gr.Request) -> Any:
+            """Show what is kept in place of a refused upload; but not if the user has chosen another one by now."""
+            if not self._visits.was_refused(request, slot, payload):
+                return gr.skip()
+            return (await self._restored(request, fill=True)).get(image)
 
         async def clear(request: gr.Request) -> None:
             try:
@@ -224,15 +223,22 @@ class GradioSessions:
         # One queue for both, so that they start in the order in which the browser sent them.
         options = {**QUIET, "concurrency_id": f"async_sessions_{slot}"}
         # "once", the default, would drop an upload while another is stored; "always_last" sends it afterwards.
-        uploaded = image.upload(upload, image, image, preprocess=False, trigger_mode="always_last", **options)
+        uploaded = image.upload(upload, image, None, preprocess=False, trigger_mode="always_last", **options)
+        uploaded.then(take_back, image, image, preprocess=False, trigger_mode="multiple", **QUIET)
         self._changed.on(uploaded)
         self._changed.on(image.clear(clear, None, None, trigger_mode="multiple", **options))
 
     def _bind_state(self, name: str, component: Component) -> None:
+        if getattr(component, "data_model", None) is not None:
+            kind = type(component).__name__
+            raise TypeError(
+                f"state={{{name!r}: ...}} keeps plain values, not what a {kind} holds; images= keeps images."
+            )
+
         async def keep(value: Any, request: gr.Request) -> None:
             try:
                 await self._visits.keep_value(request, name, value)
-            except AsyncSessionsError as error:
+            except (AsyncSessionsError, TypeError, ValueError) as error:
                 warn("A setting is not kept", error)
 
         # `input` would be the user alone, but misses text that is pasted or cut and a slider that is reset
@@ -243,17 +249,13 @@ class GradioSessions:
             raise RuntimeError("Call bind() first: it says which components belong to the session.")
         return [*self._images.values(), *self._state.values()]
 
-    # --- what the listeners do
-
-    async def _keep_upload(self, request: gr.Request, slot: str, payload: Payload) -> Any:
+    async def _keep_upload(self, request: gr.Request, slot: str, payload: Payload) -> None:
         try:
             await self._visits.keep(request, slot, payload)
         except (ImageRejectedError, QuotaExceededError) as error:
             warn("This file is not kept", error)
-            return (await self._restored(request, fill=True)).get((self._images or {})[slot])
         except AsyncSessionsError as error:
             warn("This image is not kept", error)
-        return gr.skip()
 
     async def _restore(self, request: gr.Request) -> Any:
         return await self._restored(request) or gr.skip()

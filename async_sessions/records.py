@@ -146,8 +146,13 @@ def check_json(value: object, *, depth: int = JSON_DEPTH) -> None:
     if depth < 0:
         raise ValueError(f"JSON values may be nested at most {JSON_DEPTH} deep.")
     match value:
-        case None | bool() | str():
+        case None | bool():
             pass
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError("Half a surrogate pair is no text; leave it out.") from error
         case int():
             if not -(2**63) <= value < 2**64:
                 raise ValueError("An integer must fit into 64 bits; store a larger one as text.")

@@ -149,9 +149,13 @@ class SessionStore(AsyncContextManagerMixin):
         try:
             return await self._existing(key, None)
         except SessionNotFoundError:
-            session = Session(self._context(), key, session_id=None, incarnation=None)
+            session = self.session_of(identity)
             await session.update_state()
             return session
+
+    def session_of(self, identity: str) -> Session:
+        """Like `session`, for an authenticated user: no I/O, and the first write creates the session."""
+        return Session(self._context(), _keys.key_of_identity(identity), session_id=None, incarnation=None)
 
     async def open_by_key(self, key: str) -> Session:
         """The session of that storage key, for workers and the command line; never from a client's input."""

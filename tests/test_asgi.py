@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from async_sessions import LocalBlobStore, MemoryBlobStore, StorageError
+from async_sessions import CorruptBlobError, LocalBlobStore, MemoryBlobStore, StorageError, asgi
 from async_sessions.asgi import COOKIE, CookieSigner, Message, Receive, Scope, Send, SessionCookie, stored_signer
 from tests.faults import files_below
 
@@ -216,3 +216,20 @@ async def test_no_id_and_no_cookie_is_logged(client: Client, caplog: pytest.LogC
         await client.cookie("/", {"cookie": f"{COOKIE}={cookie.value}"})
         await client.cookie("/", {"cookie": f"{COOKIE}={cookie.value}x"})
     assert cookie.value.partition(".")[0] not in caplog.text
+
+
+async def test_a_store_that_hangs_delays_no_page_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never() -> CookieSigner:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(asgi, "_SIGNER_WITHIN", 0.05)
+    with anyio.fail_after(10):
+        assert await Client(SessionCookie(app, signer=never)).cookie() is None
+
+
+async def test_a_damaged_secret_is_a_typed_error_that_says_what_to_do() -> None:
+    blobs = MemoryBlobStore()
+    await blobs.put("cookie/secret", b"short")
+    with pytest.raises(CorruptBlobError, match="Delete cookie/secret"):
+        await stored_signer(blobs)

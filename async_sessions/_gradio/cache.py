@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from async_sessions.errors import StorageError
 from async_sessions.records import ImageRecord, OutputRecord
 
 if TYPE_CHECKING:
@@ -39,29 +40,50 @@ async def copy_of(
 ) -> str:
     """The path of an untouched copy of what `record` names, below `folder`, with a file name like `name`.
 
-    `CorruptBlobError` where the stored bytes are gone or damaged.
+    `CorruptBlobError` where the stored bytes are gone or damaged, `StorageError` where the copy can't be written.
     """
+    try:
+        return str(await _copied(session, record, name, Path(folder), key))
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{folder}: {error.strerror or error}.") from error
+
+
+async def _copied(
+    session: Session, record: ImageRecord | OutputRecord, name: str, folder: Path, key: CookieSigner
+) -> Path:
     target = _copy_folder(record.blob, folder, key) / f"{_plain(name)}{_SUFFIXES.get(record.media_type, '')}"
     written = int(record.stored_at.timestamp()) * 10**9  # a copy that somebody wrote to has another time
     if await anyio.to_thread.run_sync(_is_untouched, target, record.byte_size, written):
-        return str(target)
+        return target
     if isinstance(record, OutputRecord):
         async with session.output_file(record) as file:
             await anyio.to_thread.run_sync(_place, file, target, written)
     else:
         data = await (await session.read_record(record)).data()
         await anyio.to_thread.run_sync(_place, data, target, written)
-    return str(target)
+    return target
 
 
 async def forget(blobs: Iterable[str], *, folder: str, key: CookieSigner) -> None:
     """Remove the copies of `blobs`."""
-    folders = [_copy_folder(blob, folder, key) for blob in blobs]
+    folders = [_copy_folder(blob, Path(folder), key) for blob in blobs]
     await anyio.to_thread.run_sync(_remove, folders)
 
 
-def _copy_folder(blob: str, folder: str, key: CookieSigner) -> Path:
-    return Path(folder) / hashlib.sha256(key.sign(blob).encode()).hexdigest()
+def is_copy_of(path: str, blob: str, *, folder: str, key: CookieSigner) -> bool:
+    return Path(path).parent == _copy_folder(blob, Path(folder), key)
+
+
+async def remove_uploads(paths: Iterable[str], *, folder: str) -> None:
+    """Remove files that were uploaded to `folder`, with what was hidden in them; nothing outside of it."""
+    inside = [path for path in map(Path, paths) if path.is_relative_to(folder)]
+    await anyio.to_thread.run_sync(_unlink, inside)
+
+
+def _copy_folder(blob: str, folder: Path, key: CookieSigner) -> Path:
+    return folder / hashlib.sha256(key.sign(blob).encode()).hexdigest()
 
 
 def _plain(name: str) -> str:
@@ -92,6 +114,11 @@ def _place(source: bytes | Path, target: Path, written: int) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _remove(folders: Iterable[Path]) -> None:

@@ -18,7 +18,13 @@ from cachetools import LRUCache
 from async_sessions._gradio.html import message_html, progress_html
 from async_sessions._gradio.listeners import QUIET
 from async_sessions._gradio.visits import Payload, Visits, warn
-from async_sessions.errors import AsyncSessionsError
+from async_sessions.errors import (
+    AsyncSessionsError,
+    CorruptBlobError,
+    JobNotFoundError,
+    SessionNotFoundError,
+    StorageError,
+)
 from async_sessions.jobs import Cancelled, Failed, JobEvent, Progress, Queued, Started, Succeeded
 
 if TYPE_CHECKING:
@@ -60,9 +66,9 @@ class Generate:
         self._cancel = cancel
         self._video = video
         self._bar = bar
-        self._followers: LRUCache[str, object] = LRUCache(
-            MAX_PAGES
-        )  # by page; a page shows the run that it asked for last
+        # by page: the run that it asked for last is the one that it shows; the session of one that sends no cookie
+        self._followers: LRUCache[str, object] = LRUCache(MAX_PAGES)
+        self._guests: LRUCache[str, Session] = LRUCache(MAX_PAGES)
 
     def bind(self, page: gr.Blocks, pipeline: Component | str, params: Mapping[str, Component]) -> list[Dependency]:
         """Register the listeners. Returns the events after which the session may hold another result."""
@@ -100,9 +106,12 @@ class Generate:
         shown = {slot: payload for slot, payload in shown.items() if slot in wanted}
         busy = {self._button: gr.update(interactive=False), **self._cancellable()}
         yield {**busy, self._bar: message_html("Storing the images")}
+        guest: Session | None = None
         try:
-            # without a cookie the run has a session of its own, which ends with the page
-            session = await self._visits.session(request) or await self._visits.store.create_session()
+            if (session := await self._visits.session(request)) is None:
+                # without a cookie the run has a session of its own, which ends when it is not followed any more
+                session = guest = await self._visits.store.create_session()
+                self._guests[str(request.session_hash)] = guest
             await self._visits.keep_shown(session, shown)
             request_ = await session.generation_request(pipeline, slots=shown, params=params)
             job = await self._dispatcher.submit(request_)
@@ -111,9 +120,14 @@ class Generate:
             yield {self._bar: message_html("Not started")}
             return
         updates = self._followed(request, session, job, busy)
-        async with aclosing(updates):
-            async for update in updates:
-                yield update
+        try:
+            async with aclosing(updates):
+                async for update in updates:
+                    yield update
+        finally:
+            if guest is not None:
+                self._guests.pop(str(request.session_hash), None)
+                await guest.delete()
 
     async def _show_last(self, request: gr.Request) -> Any:
         """The last video that the session made."""
@@ -122,8 +136,11 @@ class Generate:
                 return gr.skip()
             session, _ = found
             for job in reversed(await self._dispatcher.jobs(session)):
-                if path := await self._video_copy(session, job.outputs):
-                    return path
+                try:
+                    if path := await self._video_copy(session, job.outputs):
+                        return path
+                except StorageError as error:
+                    warn("A video can't be shown", error)
         except AsyncSessionsError as error:
             _logger.warning("a session's last video can't be shown: %s", error)  # the page says so already
         return gr.skip()
@@ -163,9 +180,11 @@ class Generate:
                     if anyio.current_time() - shown_at < UPDATE_INTERVAL:
                         continue
                     shown_at = anyio.current_time()
-                if isinstance(event, Succeeded) and (path := await self._video_copy(session, event.outputs)):
+                if isinstance(event, Succeeded) and (path := await self._result(session, job, event.outputs)):
                     meanwhile = {**meanwhile, self._video: path}
                 yield {**meanwhile, self._bar: _told(event)}
+        except (SessionNotFoundError, JobNotFoundError):
+            yield {**meanwhile, self._bar: message_html("Cleared")}
         except AsyncSessionsError as error:
             warn("The run can't be followed any more", error)
             yield {**meanwhile, self._bar: message_html("Lost sight of the run. Reload the page to look for it.")}
@@ -173,6 +192,13 @@ class Generate:
             if self._followers.get(page) is me:
                 del self._followers[page]
             await _close(events)
+
+    async def _result(self, session: Session, job: Job, outputs: Mapping[str, OutputRecord]) -> str | None:
+        try:
+            return await self._video_copy(session, outputs)
+        except CorruptBlobError:
+            await job.info()  # `JobNotFoundError`: it was cleared meanwhile
+            raise
 
     async def _video_copy(self, session: Session, outputs: Mapping[str, OutputRecord]) -> str | None:
         for record in outputs.values():
@@ -182,9 +208,11 @@ class Generate:
 
     async def _cancel_all(self, request: gr.Request) -> None:
         try:
-            if (found := await self._visits.found(request)) is None:
-                return
-            session, _ = found
+            session = self._guests.get(str(request.session_hash))
+            if session is None:
+                if (found := await self._visits.found(request)) is None:
+                    return
+                session, _ = found
             for entry in await self._dispatcher.jobs(session):
                 if entry.unfinished:
                     await (await self._dispatcher.job(session, entry.id)).cancel()

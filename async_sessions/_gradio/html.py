@@ -31,7 +31,7 @@ _TRACK = "height:8px;border-radius:var(--radius-full);background:var(--border-co
 _BAR = "height:100%;width:{percent:.0f}%;background:var(--color-accent);transition:width 0.2s"
 
 
-def sentence(error: AsyncSessionsError) -> str:
+def sentence(error: AsyncSessionsError | TypeError | ValueError) -> str:
     """What `error` means for whoever looks at the page, as plain text. Where things are stored is not for them."""
     match error:
         case StorageFullError():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 
-from async_sessions.errors import AsyncSessionsError, StoreClosedError
+from async_sessions.errors import AsyncSessionsError, StorageError, StoreClosedError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -41,15 +41,21 @@ class Held:
         self._closed = False
 
     async def ensure_started(self) -> None:
-        """Return once all are entered. Raises what entering raised; the next call tries again."""
+        """Return once all are entered. `StorageError` says why they can't be; the next call tries again."""
         if self._closed:
             raise StoreClosedError("The app is stopping.")
         if self._opened is None or self._task is None or self._task.done():
             loop = asyncio.get_running_loop()
             self._opened, self._leave = loop.create_future(), asyncio.Event()
             self._task = loop.create_task(self._hold(self._opened, self._leave))
-        await asyncio.wait({self._opened})
-        self._opened.result()
+        opened = self._opened  # a caller that comes meanwhile may try anew
+        await asyncio.wait({opened})
+        try:
+            opened.result()
+        except AsyncSessionsError:
+            raise
+        except Exception as error:
+            raise StorageError(f"The store can't be opened: {error}") from error
 
     async def close(self) -> None:
         """Leave them and wait for it. From now on `ensure_started` refuses, until `reopen`."""
@@ -98,7 +104,7 @@ def composed(held: Held, inner: Lifespan | None) -> Lifespan:
         try:
             with anyio.move_on_after(_START_WITHIN):
                 await held.ensure_started()
-        except (AsyncSessionsError, OSError):
+        except AsyncSessionsError:
             _logger.warning("the store can't be opened yet; pages work without it", exc_info=True)
         try:
             async with AsyncExitStack() as stack:

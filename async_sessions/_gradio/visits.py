@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import anyio
 import gradio as gr
 from cachetools import LRUCache
 from gradio.utils import get_upload_folder
@@ -18,8 +20,9 @@ from async_sessions._gradio.lifespan import Held
 from async_sessions.asgi import stored_signer
 from async_sessions.errors import (
     AsyncSessionsError,
-    CorruptBlobError,
     ImageRejectedError,
+    JobNotFoundError,
+    QuotaExceededError,
     SessionNotFoundError,
     StorageError,
 )
@@ -33,12 +36,13 @@ if TYPE_CHECKING:
 
 Payload: TypeAlias = dict[str, Any]  # a file as the browser names it; Gradio checked that `path` is in its cache
 
+_ANSWER_WITHIN = 5.0  # seconds that a page waits for a store that is being opened
 _REMEMBERED = 4096  # images on open pages, and values, of which it is known what the session holds
 
 _logger = logging.getLogger("async_sessions")
 
 
-def warn(what: str, error: AsyncSessionsError) -> None:
+def warn(what: str, error: AsyncSessionsError | TypeError | ValueError) -> None:
     """Tell whoever looks at the page what does not work and why, and the log where it is the server's fault."""
     if isinstance(error, StorageError):
         _logger.warning("%s: %s", what, error)
@@ -52,9 +56,11 @@ class Visits:
         self.store = store
         self.held = Held([store] if dispatcher is None else [store, dispatcher])
         self._signer = signer
-        # by session key, slot and path: the blob; by page and name: the value
+        self._dispatcher = dispatcher
+        # by session key, slot and path: the blob; by session key, page and name: the value; by page and slot: the path
         self._shown: LRUCache[tuple[str, str, str], str] = LRUCache(_REMEMBERED)
-        self._values: LRUCache[tuple[str, str], Any] = LRUCache(_REMEMBERED)
+        self._values: LRUCache[tuple[str, str, str], Any] = LRUCache(_REMEMBERED)
+        self._refused: LRUCache[tuple[str, str], str] = LRUCache(_REMEMBERED)
 
     async def signer(self) -> CookieSigner:
         if self._signer is None:
@@ -62,11 +68,16 @@ class Visits:
         return self._signer
 
     async def session(self, request: gr.Request) -> Session | None:
-        await self.held.ensure_started()
-        if request.username:
-            return await self.store.session_for(request.username)
-        session_id = (await self.signer()).session_id(request.cookies)
-        return None if session_id is None else self.store.session(session_id)
+        """A handle, which reads nothing: what is stored through it is ordered by when it was asked for."""
+        with anyio.move_on_after(_ANSWER_WITHIN) as waiting:
+            await self.held.ensure_started()
+            if request.username:
+                return self.store.session_of(request.username)
+            session_id = (await self.signer()).session_id(request.cookies)
+            return None if session_id is None else self.store.session(session_id)
+        if waiting.cancelled_caught:
+            raise StorageError("The store did not answer.")
+        return None
 
     async def found(self, request: gr.Request) -> tuple[Session, SessionInfo] | None:
         """The request's session and what it holds; `None` for one that has not begun, or is over."""
@@ -82,16 +93,25 @@ class Visits:
         if session is None:
             gr.Warning("This image is not kept: your browser sends no cookie. Allow cookies for this site.")
             return
-        await self._store(session, slot, payload)
+        try:
+            await self._store(session, slot, payload)
+        except (ImageRejectedError, QuotaExceededError):
+            self._refused[str(request.session_hash), slot] = str(payload.get("path"))
+            raise
+
+    def was_refused(self, request: gr.Request, slot: str, payload: Payload | None) -> bool:
+        """Whether what this page shows in `slot` is the upload that was refused last; told once."""
+        refused = self._refused.pop((str(request.session_hash), slot), None)
+        return payload is not None and payload.get("path") == refused
 
     async def keep_value(self, request: gr.Request, name: str, value: Any) -> None:
         """Store a value, unless it is the one that was just shown to this page, or kept for it."""
-        page = str(request.session_hash)
-        if (page, name) in self._values and self._values[page, name] == value:
+        if (session := await self.session(request)) is None:
             return
-        if session := await self.session(request):
+        known = session.key, str(request.session_hash), name
+        if known not in self._values or self._values[known] != value:
             await session.update_state(**{name: value})
-            self._values[page, name] = value
+            self._values[known] = value
 
     async def keep_shown(self, session: Session, shown: Mapping[str, Payload]) -> None:
         """Make `session` hold the images that the page shows: it may have expired, or been changed, under that page."""
@@ -99,11 +119,24 @@ class Visits:
             held = (await session.info()).images
         except SessionNotFoundError:
             held = {}
+            self._forget_values(session.key)
             await session.update_state()  # it begins anew
         for slot, payload in shown.items():
-            record = held.get(slot)
-            if record is None or self._shown.get((session.key, slot, str(payload.get("path")))) != record.blob:
+            record, path = held.get(slot), str(payload.get("path"))
+            if record is None:
                 await self._store(session, slot, payload)
+            elif not await self._shows(session, slot, path, record):
+                try:
+                    await self._store(session, slot, payload)
+                except StorageError as error:
+                    if not isinstance(error.__cause__, FileNotFoundError):
+                        raise
+                    # an upload that Gradio has removed since it was stored; the slot still holds it
+
+    async def _shows(self, session: Session, slot: str, path: str, record: ImageRecord) -> bool:
+        if self._shown.get((session.key, slot, path)) == record.blob:
+            return True
+        return cache.is_copy_of(path, record.blob, folder=get_upload_folder(), key=await self.signer())
 
     async def restored(self, request: gr.Request, slots: Iterable[str]) -> tuple[dict[str, str], Mapping[str, Any]]:
         """What to show again: paths of copies of the images, by slot, and the state. A damaged image is left out.
@@ -123,22 +156,36 @@ class Visits:
                 try:
                     paths[slot] = await self.copy(session, record, slot)
                     self._shown[session.key, slot, paths[slot]] = record.blob
-                except CorruptBlobError as error:
+                except StorageError as error:
                     warn(f"The {slot} image can't be shown", error)
         page = str(request.session_hash)
-        self._values.update({(page, name): value for name, value in info.state.items()})
+        self._values.update({(session.key, page, name): value for name, value in info.state.items()})
         return paths, info.state
 
     async def copy(self, session: Session, record: ImageRecord | OutputRecord, name: str) -> str:
         return await cache.copy_of(session, record, name, folder=get_upload_folder(), key=await self.signer())
 
     async def clear(self, request: gr.Request) -> None:
-        """Remove every image of the session and what was made of them, with the copies of it in Gradio's cache."""
+        """Remove the session with all that it holds, and what was uploaded to it or copied for it in Gradio's cache.
+
+        Its runs are cancelled. It begins anew with whatever the user does next.
+        """
         if (found := await self.found(request)) is None:
             return
         session, info = found
-        await session.clear_all_images()
+        for job in info.jobs.values():
+            if self._dispatcher is not None and job.unfinished:
+                with suppress(JobNotFoundError):
+                    await (await self._dispatcher.job(session, job.id)).cancel()
+        await session.delete()
+        self._forget_values(session.key)
+        uploads = [path for key, _, path in self._shown if key == session.key]
+        await cache.remove_uploads(uploads, folder=get_upload_folder())
         await cache.forget(_blobs(info), folder=get_upload_folder(), key=await self.signer())
+
+    def _forget_values(self, session_key: str) -> None:
+        for known in [known for known in self._values if known[0] == session_key]:
+            del self._values[known]
 
     async def _store(self, session: Session, slot: str, payload: Payload) -> None:
         if not (path := payload.get("path")):
