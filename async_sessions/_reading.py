@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from anyio import CapacityLimiter
     from PIL import Image
 
+    from async_sessions._budget import PixelBudget
     from async_sessions._tasks import Commits
     from async_sessions.blobs.base import BlobStore
 
@@ -36,8 +37,11 @@ _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "
 class Reader:
     """What the sessions of one store read through."""
 
-    def __init__(self, blobs: BlobStore, cache: ImageCache, cpu: CapacityLimiter, commits: Commits) -> None:
+    def __init__(
+        self, blobs: BlobStore, cache: ImageCache, cpu: CapacityLimiter, budget: PixelBudget, commits: Commits
+    ) -> None:
         self._blobs = blobs
+        self._budget = budget
         self._commits = commits
         self._cache = cache
         self._cpu = cpu
@@ -109,7 +113,8 @@ class Reader:
     async def _load(self, record: ImageRecord) -> Image.Image:
         data = await self.data(record)
         try:
-            return await anyio.to_thread.run_sync(decode.load, data, record.media_type, limiter=self._cpu)
+            async with self._budget.lent(decode.peak(record.pixel_count, record.media_type, record.orientation)):
+                return await anyio.to_thread.run_sync(decode.load, data, record.media_type, limiter=self._cpu)
         except ImageRejectedError as error:
             raise CorruptBlobError(f"The blob {record.blob} can't be decoded: {error}") from error
 

@@ -70,14 +70,14 @@ class Session:
         to people and is no path. `RevisionConflictError` if `if_revision` is not the session's revision any more.
         """
         tickets = self._draw([slot])
-        ingested = await self._ingest(image, name)
-        return (await self._life.commit_images({slot: ingested}, tickets, if_revision))[slot]
+        async with self._ingest({slot: image}, name) as ingested:
+            return (await self._life.commit_images(ingested, tickets, if_revision))[slot]
 
     async def store_images(self, images: Mapping[str, ImageSource]) -> Mapping[str, ImageRecord]:
         """Keep several images, all of them or none; see `store_image`."""
         tickets = self._draw(images)
-        ingested = {slot: await self._ingest(image, None) for slot, image in images.items()}
-        return await self._life.commit_images(ingested, tickets, None)
+        async with self._ingest(images, None) as ingested:
+            return await self._life.commit_images(ingested, tickets, None)
 
     async def retrieve_image(self, slot: str) -> Image.Image:
         """The image, upright, loaded, yours to draw on. `SlotEmptyError`, `CorruptBlobError`."""
@@ -268,8 +268,11 @@ class Session:
         self._context.check_open()
         return self._context.manifests.order(self.key).draw([self._context.check_slot(slot) for slot in slots])
 
-    async def _ingest(self, image: ImageSource, name: str | None) -> Ingested:
-        return await ingest(image, name=name, limits=self._context.limits, limiter=self._context.cpu)
+    def _ingest(
+        self, images: Mapping[str, ImageSource], name: str | None
+    ) -> AbstractAsyncContextManager[dict[str, Ingested]]:
+        context = self._context
+        return ingest(images, name=name, limits=context.limits, limiter=context.cpu, budget=context.budget)
 
     async def _retrieve(self, slot: str, read: Callable[[ImageRecord], Awaitable[T]]) -> T:
         record = await self._use(slot)

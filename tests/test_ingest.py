@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from async_sessions._budget import PixelBudget
 from async_sessions._codec import decode
 from async_sessions._ingest import ImageSource, Ingested, ingest
 from async_sessions.errors import ImageRejectedError, StorageError
@@ -38,7 +39,14 @@ LIMITS = Limits()
 
 
 async def take(source: ImageSource, name: str | None = None, limits: Limits = LIMITS) -> Ingested:
-    return await ingest(source, name=name, limits=limits, limiter=anyio.CapacityLimiter(1))
+    return await take_within(anyio.CapacityLimiter(1), source, name, limits)
+
+
+async def take_within(
+    limiter: anyio.CapacityLimiter, source: ImageSource, name: str | None = None, limits: Limits = LIMITS
+) -> Ingested:
+    async with ingest({"x": source}, name=name, limits=limits, limiter=limiter, budget=PixelBudget()) as taken:
+        return taken["x"]
 
 
 async def refusal(source: ImageSource, limits: Limits = LIMITS) -> str:
@@ -336,7 +344,7 @@ async def test_work_is_done_in_worker_threads_within_the_limiter() -> None:
     async with anyio.create_task_group() as group:
         for seed in range(6):
             data = Watched(encoded(photograph(200, 100, seed), "JPEG"))
-            group.start_soon(lambda data=data: ingest(data, name=None, limits=LIMITS, limiter=limiter))  # type: ignore[misc]
+            group.start_soon(take_within, limiter, data)
     assert len(borrowed) == 6
     assert max(borrowed) <= 2
     assert threading.get_ident() not in threads
@@ -348,9 +356,9 @@ async def test_a_cancelled_ingest_gives_its_slot_back() -> None:
     data = encoded(photograph(2000, 1500), "JPEG")
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
-            group.start_soon(lambda: ingest(data, name=None, limits=LIMITS, limiter=limiter))
-            group.start_soon(lambda: ingest(data, name=None, limits=LIMITS, limiter=limiter))
+            group.start_soon(take_within, limiter, data)
+            group.start_soon(take_within, limiter, data)
             await anyio.wait_all_tasks_blocked()
             scope.cancel()
     assert limiter.borrowed_tokens == 0
-    assert (await ingest(data, name=None, limits=LIMITS, limiter=limiter)).width == 2000
+    assert (await take_within(limiter, data)).width == 2000

@@ -16,7 +16,7 @@ PACKAGE = Path(async_sessions.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"records", "_manifest", "_keys", "_tasks", "_events", "_lane"},
+    {"records", "_manifest", "_keys", "_tasks", "_budget", "_events", "_lane"},
     {"_codec", "blobs"},
     {"_ingest", "_cache", "_manifests", "_reading"},
     {"_context", "_life", "session", "store", "janitor", "_pipeline"},

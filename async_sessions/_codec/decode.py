@@ -52,6 +52,14 @@ def decode(rebuilt: Rebuilt, form: str) -> Image.Image:
     return image
 
 
+def peak(pixels: int, media_type: str, orientation: int) -> int:
+    """How many pixels, of four bytes each, decoding that many takes at its worst.
+
+    Pillow's WebP decoder holds its own canvas and a copy beside the image, and what is turned is there twice.
+    """
+    return pixels * (2 if media_type == MEDIA_TYPES["WEBP"] or orientation > 1 else 1)
+
+
 def load(data: bytes, media_type: str) -> Image.Image:
     """Every pixel, upright, of bytes that were checked when they were stored and have not changed since."""
     for form, known in MEDIA_TYPES.items():
