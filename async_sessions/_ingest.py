@@ -38,7 +38,8 @@ NAME_LENGTH: Final = 200
 class Ingested(msgspec.Struct, frozen=True, kw_only=True):
     """A verified image. `data` is what is to be stored and `digest` its SHA-256; `image` is upright and loaded.
 
-    `width` and `height` are those of `image`; `orientation` is the EXIF value that `data` still carries.
+    `width` and `height` are those of `image`; `orientation` is the EXIF value that `data` still carries. `verbatim`:
+    `data` was checked, but it is still what came, not what a scanner wrote.
     """
 
     data: bytes
@@ -52,6 +53,7 @@ class Ingested(msgspec.Struct, frozen=True, kw_only=True):
     orientation: int
     thumbnail: bytes
     source_name: str | None
+    verbatim: bool
 
 
 class _Scanned(NamedTuple):
@@ -115,11 +117,13 @@ def _scan_encoded(read: Callable[[], bytes | bytearray], name: str | None, limit
     form = sniff(data, limits)
     rebuilt = decode.rebuild(data, form, limits)
     pixels = decode.peak(rebuilt.width * rebuilt.height, MEDIA_TYPES[form], rebuilt.orientation)
-    return _Scanned(pixels, partial(_ingest_rebuilt, rebuilt, form, name))
+    stored = bytes(data) if limits.keep_metadata else rebuilt.data
+    return _Scanned(pixels, partial(_ingest_rebuilt, rebuilt, stored, form, name))
 
 
-def _ingest_rebuilt(rebuilt: Rebuilt, form: str, name: str | None) -> Ingested:
-    return _ingested(rebuilt.data, form, decode.decode(rebuilt, form), rebuilt.orientation, name)
+def _ingest_rebuilt(rebuilt: Rebuilt, stored: bytes, form: str, name: str | None) -> Ingested:
+    image = decode.decode(rebuilt, form)
+    return _ingested(stored, form, image, rebuilt.orientation, name, verbatim=stored != rebuilt.data)
 
 
 def _ingest_pixels(source: Image.Image | npt.NDArray[Any], name: str | None, limits: Limits) -> Ingested:
@@ -130,7 +134,9 @@ def _ingest_pixels(source: Image.Image | npt.NDArray[Any], name: str | None, lim
     return _ingested(encode.png(image), "PNG", image, 1, name)
 
 
-def _ingested(data: bytes, form: str, image: Image.Image, orientation: int, name: str | None) -> Ingested:
+def _ingested(
+    data: bytes, form: str, image: Image.Image, orientation: int, name: str | None, *, verbatim: bool = False
+) -> Ingested:
     return Ingested(
         data=data,
         digest=hashlib.sha256(data).hexdigest(),
@@ -143,6 +149,7 @@ def _ingested(data: bytes, form: str, image: Image.Image, orientation: int, name
         orientation=orientation,
         thumbnail=decode.thumbnail(image),
         source_name=base_name(name),
+        verbatim=verbatim,
     )
 
 

@@ -114,7 +114,8 @@ class Reader:
         data = await self.data(record)
         try:
             async with self._budget.lent(decode.peak(record.pixel_count, record.media_type, record.orientation)):
-                return await anyio.to_thread.run_sync(decode.load, data, record.media_type, limiter=self._cpu)
+                load = partial(decode.load, data, record.media_type, verbatim=record.verbatim)
+                return await anyio.to_thread.run_sync(load, limiter=self._cpu)
         except ImageRejectedError as error:
             raise CorruptBlobError(f"The blob {record.blob} can't be decoded: {error}") from error
 

@@ -17,13 +17,18 @@ KIB, MIB = 1024, 1024 * 1024
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store takes in. `max_bytes` and `max_pixels` are per image, `max_state_bytes` per session (as JSON)."""
+    """What a store takes in. `max_bytes` and `max_pixels` are per image, `max_state_bytes` per session (as JSON).
+
+    With `keep_metadata` a JPEG, PNG or WebP file is checked as ever and then stored as it came, to the last byte: with
+    where and when it was taken, and with whatever hides in it.
+    """
 
     max_bytes: int = 32 * MIB
     max_pixels: int = 64_000_000
     max_side: int = 16_384
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
     max_state_bytes: int = 64 * KIB
+    keep_metadata: bool = False
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +36,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     `digest` is the SHA-256 of the stored bytes, `blob` their storage name. `width` and `height` are those of the
     upright image; `orientation` is the EXIF value (1 to 8) that the stored bytes still carry. `mode` is Pillow's.
+    `verbatim`: the stored file has everything that it came with (`Limits.keep_metadata`).
     """
 
     digest: str
@@ -45,6 +51,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     stored_at: datetime
     blob: str
     source_name: str | None = None
+    verbatim: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

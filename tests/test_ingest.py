@@ -24,12 +24,14 @@ from tests.images import (
     PLACE,
     corners,
     encoded,
+    exif,
     jpeg_with_exif,
     photo,
     photo_path,
     photograph,
     png_file,
     rgba_png,
+    segment,
     turned,
 )
 
@@ -362,3 +364,33 @@ async def test_a_cancelled_ingest_gives_its_slot_back() -> None:
             scope.cancel()
     assert limiter.borrowed_tokens == 0
     assert (await take_within(limiter, data)).width == 2000
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+async def test_with_keep_metadata_a_file_is_kept_to_the_last_byte_and_looks_the_same(form: str) -> None:
+    data = encoded(photograph(64, 48), form, exif=exif(6)) + b"<script>trailing</script>"
+    kept = await take(data, limits=Limits(keep_metadata=True))
+    cleaned = await take(data)
+    assert kept.data == data
+    assert kept.digest == hashlib.sha256(data).hexdigest()
+    assert PLACE in kept.data
+    assert PLACE not in cleaned.data
+    assert (kept.verbatim, cleaned.verbatim) == (True, False)
+    assert (kept.width, kept.height, kept.orientation) == (cleaned.width, cleaned.height, cleaned.orientation)
+    assert kept.orientation == (1 if form == "WEBP" else 6)
+    loaded = decode.load(kept.data, kept.media_type, verbatim=True)
+    for image in (kept.image, loaded):
+        assert (image.size, image.tobytes()) == (cleaned.image.size, cleaned.image.tobytes())
+        assert image.info == cleaned.image.info
+
+
+async def test_a_file_without_metadata_is_not_called_verbatim() -> None:
+    taken = await take(rgba_png(), limits=Limits(keep_metadata=True))
+    assert (taken.data, taken.verbatim) == (rgba_png(), False)
+
+
+async def test_with_keep_metadata_the_same_files_are_refused() -> None:
+    limits = Limits(keep_metadata=True)
+    assert await refusal(photo("chelsea.png")[:-100], limits) == "truncated"
+    bomb = jpeg_with_exif()[:2] + 20 * segment(0xFE, bytes(60_000)) + jpeg_with_exif()[2:]
+    assert await refusal(bomb, limits) == "metadata_bomb"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from typing import TYPE_CHECKING, Final
 
@@ -16,11 +17,10 @@ from async_sessions._codec import jpeg, png, webp
 from async_sessions._codec.modes import displayable
 from async_sessions._codec.sniff import MEDIA_TYPES
 from async_sessions.errors import ImageRejectedError
-from async_sessions.records import KIB
+from async_sessions.records import KIB, Limits
 
 if TYPE_CHECKING:
     from async_sessions._codec.base import Rebuilt
-    from async_sessions.records import Limits
 
 THUMBNAIL_SIDE: Final = 320
 
@@ -28,6 +28,7 @@ THUMBNAIL_SIDE: Final = 320
 # module-wide limit and its warning.
 _DECODERS: Final = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile}
 _SCANNERS: Final = {"JPEG": jpeg.rebuild, "PNG": png.rebuild, "WEBP": webp.rebuild}
+_TAKEN: Final = Limits(max_pixels=sys.maxsize, max_side=sys.maxsize)  # what is stored is within the limits of its time
 _QUALITY: Final = 80
 _PROFILE_BYTES: Final = 16 * KIB  # a larger colour profile is not worth its place in a thumbnail
 
@@ -60,11 +61,14 @@ def peak(pixels: int, media_type: str, orientation: int) -> int:
     return pixels * (2 if media_type == MEDIA_TYPES["WEBP"] or orientation > 1 else 1)
 
 
-def load(data: bytes, media_type: str) -> Image.Image:
-    """Every pixel, upright, of bytes that were checked when they were stored and have not changed since."""
+def load(data: bytes, media_type: str, *, verbatim: bool = False) -> Image.Image:
+    """Every pixel, upright, of bytes that were checked when they were stored and have not changed since.
+
+    A `verbatim` file is rebuilt once more, so that a decoder never sees what no scanner looked at.
+    """
     for form, known in MEDIA_TYPES.items():
         if known == media_type:
-            return _decode(data, form)
+            return _decode(rebuild(data, form, _TAKEN).data if verbatim else data, form)
     raise ImageRejectedError("unsupported_format", f"Images of type {media_type} cannot be decoded here.")
 
 
