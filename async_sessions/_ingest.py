@@ -116,9 +116,18 @@ def _scan_encoded(read: Callable[[], bytes | bytearray], name: str | None, limit
         raise ImageRejectedError("empty", "The file is empty; choose an image.")
     form = sniff(data, limits)
     rebuilt = decode.rebuild(data, form, limits)
-    pixels = decode.peak(rebuilt.width * rebuilt.height, MEDIA_TYPES[form], rebuilt.orientation)
+    pixels = max(rebuilt.coded, rebuilt.width * rebuilt.height)
+    pixels = decode.peak(pixels, MEDIA_TYPES.get(form, form), rebuilt.orientation)
+    if form not in MEDIA_TYPES:
+        return _Scanned(pixels, partial(_ingest_foreign, rebuilt, form, name))
     stored = bytes(data) if limits.keep_metadata else rebuilt.data
     return _Scanned(pixels, partial(_ingest_rebuilt, rebuilt, stored, form, name))
+
+
+def _ingest_foreign(rebuilt: Rebuilt, form: str, name: str | None) -> Ingested:
+    """Of a format that browsers or pipelines may not read: it is stored as PNG."""
+    image = decode.decode(rebuilt, form)
+    return _ingested(encode.png(image), "PNG", image, 1, name)
 
 
 def _ingest_rebuilt(rebuilt: Rebuilt, stored: bytes, form: str, name: str | None) -> Ingested:

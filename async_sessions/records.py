@@ -19,6 +19,7 @@ KIB, MIB = 1024, 1024 * 1024
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a store takes in. `max_bytes` and `max_pixels` are per image, `max_state_bytes` per session (as JSON).
 
+    `formats` can hold "HEIC" too, with the extra `heif`. AVIF and HEIC files are stored as PNG.
     With `keep_metadata` a JPEG, PNG or WebP file is checked as ever and then stored as it came, to the last byte: with
     where and when it was taken, and with whatever hides in it.
     """
@@ -26,7 +27,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int = 32 * MIB
     max_pixels: int = 64_000_000
     max_side: int = 16_384
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "AVIF")
     max_state_bytes: int = 64 * KIB
     keep_metadata: bool = False
 
