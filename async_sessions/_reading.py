@@ -16,10 +16,11 @@ import aiofiles
 import anyio
 
 from async_sessions import _keys
-from async_sessions._cache import ImageCache, view
+from async_sessions._cache import ImageCache, name_of_rendition, view
 from async_sessions._codec import decode, encode
 from async_sessions.errors import CorruptBlobError, ImageRejectedError
 from async_sessions.records import ImageRecord, OutputRecord
+from async_sessions.renditions import GREY, Colour, Fit, check_fit, draft_size, fit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,6 +65,19 @@ class Reader:
     async def array(self, record: ImageRecord) -> np.ndarray:
         shared = await self._shared(record)
         return await anyio.to_thread.run_sync(encode.to_array, shared, limiter=self._cpu)
+
+    async def rendition(self, record: ImageRecord, size: tuple[int, int], mode: Fit, background: Colour) -> Image.Image:
+        check_fit(size, mode)
+
+        async def make() -> Image.Image:
+            source = self._cache.peek(record.blob)
+            if source is None and record.media_type == "image/jpeg":
+                source = await self._load(record, draft_size(record.size, size, mode))
+            elif source is None:
+                source = await self._shared(record)
+            return await anyio.to_thread.run_sync(fit, source, size, mode, background, limiter=self._cpu)
+
+        return view(await self._cache.get(name_of_rendition(record.blob, size, mode, background), make))
 
     async def thumbnail(self, record: ImageRecord) -> bytes:
         blob = await self._blobs.get(_keys.thumbnail(record.blob))
@@ -110,11 +124,11 @@ class Reader:
     async def _shared(self, record: ImageRecord) -> Image.Image:
         return await self._cache.get(record.blob, partial(self._load, record))
 
-    async def _load(self, record: ImageRecord) -> Image.Image:
+    async def _load(self, record: ImageRecord, at_least: tuple[int, int] | None = None) -> Image.Image:
         data = await self.data(record)
         try:
             async with self._budget.lent(decode.peak(record.pixel_count, record.media_type, record.orientation)):
-                load = partial(decode.load, data, record.media_type, verbatim=record.verbatim)
+                load = partial(decode.load, data, record.media_type, verbatim=record.verbatim, at_least=at_least)
                 return await anyio.to_thread.run_sync(load, limiter=self._cpu)
         except ImageRejectedError as error:
             raise CorruptBlobError(f"The blob {record.blob} can't be decoded: {error}") from error
@@ -138,9 +152,21 @@ class StoredImage:
         """HxWxC uint8, RGB or RGBA, upright, your own copy."""
         return await self._reader.array(self.record)
 
+    async def rendition(self, size: tuple[int, int], mode: Fit = "cover", background: Colour = GREY) -> Image.Image:
+        """The image as RGB of exactly that size (see `renditions.fit`), yours to draw on; kept as `image()` is."""
+        return await self._reader.rendition(self.record, size, mode, background)
+
     async def data(self) -> bytes:
         """The stored file, as it is."""
         return await self._reader.data(self.record)
+
+
+def measure(data: bytes | Path) -> tuple[str, int]:
+    """SHA-256 and size in bytes."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest(), len(data)
+    with data.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
 
 
 def _sha256(data: bytes) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from async_sessions.errors import QuotaExceededError
+
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 JobStatus: TypeAlias = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -147,6 +149,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any] = {}
     priority: int = 0
     idempotency_key: str | None = None
+
+
+def check_state(values: Mapping[str, JSON], limit: int) -> None:
+    """Raise `QuotaExceededError` above `limit` bytes of JSON, or what `check_json` raises."""
+    check_json(dict(values))
+    if len(msgspec.json.encode(values)) > limit:
+        raise QuotaExceededError(f"A session's state may take {limit} bytes as JSON; store less in it.")
 
 
 def check_json(value: object, *, depth: int = JSON_DEPTH) -> None:
