@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,12 +85,19 @@ class Reader:
             raise CorruptBlobError(f"The thumbnail of {record.blob} is missing; upload the image again.")
         return blob.data
 
-    async def stream(self, record: OutputRecord, start: int, end: int | None) -> AsyncIterator[bytes]:
+    async def stream(
+        self, record: ImageRecord | OutputRecord, start: int, end: int | None
+    ) -> AsyncGenerator[bytes, None]:
+        chunks = self._blobs.stream(record.blob, start=start, end=end)
         try:
-            async for chunk in self._blobs.stream(record.blob, start=start, end=end):
+            async for chunk in chunks:
                 yield chunk
         except FileNotFoundError as error:
-            raise CorruptBlobError(f"The blob {record.blob} is missing; run the job again.") from error
+            again = "upload the image" if isinstance(record, ImageRecord) else "run the job"
+            raise CorruptBlobError(f"The blob {record.blob} is missing; {again} again.") from error
+        finally:
+            if isinstance(chunks, AsyncGenerator):
+                await chunks.aclose()  # who stops reading leaves no file open
 
     async def copy(self, record: ImageRecord | OutputRecord, target: Path) -> None:
         """Write the bytes to `target`, a new file, mode 0600. `CorruptBlobError` if they are not as stored."""
@@ -159,6 +166,14 @@ class StoredImage:
     async def data(self) -> bytes:
         """The stored file, as it is."""
         return await self._reader.data(self.record)
+
+    async def thumbnail(self) -> bytes:
+        """A WebP file; see `Session.retrieve_thumbnail`."""
+        return await self._reader.thumbnail(self.record)
+
+    def stream(self, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
+        """The stored file from `start` up to but not including `end`, in chunks, unlike `data` not checked."""
+        return self._reader.stream(self.record, start, end)
 
 
 def measure(data: bytes | Path) -> tuple[str, int]:

@@ -97,6 +97,10 @@ class Session:
         reader = self._context.reader
         return await self._retrieve(slot, partial(reader.rendition, size=size, mode=mode, background=background))
 
+    async def retrieve_stored(self, slot: str) -> StoredImage:
+        """What the slot holds now, to be read in whichever way is wanted, whatever the slot holds by then."""
+        return StoredImage(await self._use(slot), self._context.reader)
+
     async def retrieve_thumbnail(self, slot: str) -> bytes:
         """A WebP file, upright, at most 320 pixels on its longer side; it was made when the image was stored."""
         return await self._retrieve(slot, self._context.reader.thumbnail)

@@ -21,7 +21,7 @@ FLOORS = [
     {"_ingest", "_cache", "_manifests", "_reading"},
     {"_context", "_life", "session", "store", "janitor", "_pipeline"},
     {"jobs", "_run"},
-    {"asgi", "dispatch", "pipelines"},
+    {"asgi", "_serving", "dispatch", "pipelines"},
     {"gradio", "_gradio"},
     {"cli", "demo", "__main__"},
 ]
