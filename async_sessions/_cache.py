@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 import anyio
@@ -11,6 +11,14 @@ from cachetools import LRUCache
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+_MADE: Final = "#"  # in no blob's name
+
+
+def name_of_rendition(blob: str, *how: object) -> str:
+    """The name under which an image is cached that was made from `blob`."""
+    return f"{blob}{_MADE}{how!r}"
 
 
 def decoded_size(image: Image.Image) -> int:
@@ -42,8 +50,13 @@ class ImageCache:
             self._images[blob] = image
 
     def drop(self, blob: str) -> None:
-        """Forget an image whose blob is deleted."""
-        self._images.pop(blob, None)
+        """Forget an image whose blob is deleted, and what was made of it."""
+        for name in [name for name in self._images if name.partition(_MADE)[0] == blob]:
+            del self._images[name]
+
+    def peek(self, blob: str) -> Image.Image | None:
+        """The cached image; shared, so never to be drawn on."""
+        return self._images.get(blob)
 
     async def get(self, blob: str, load: Callable[[], Awaitable[Image.Image]]) -> Image.Image:
         """The cached image, or what `load()` returns; shared with everybody, so never to be drawn on.

@@ -15,6 +15,7 @@ from async_sessions.errors import InvalidKeyError, StoreClosedError
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
 
+    from async_sessions._budget import PixelBudget
     from async_sessions._cache import ImageCache
     from async_sessions._manifest import Lifetime
     from async_sessions._manifests import Manifests
@@ -41,6 +42,7 @@ class StoreContext:
         cache: ImageCache,
         commits: Commits,
         cpu: CapacityLimiter,
+        budget: PixelBudget,
         clock: Callable[[], datetime],
         lifetime: Lifetime,
         limits: Limits,
@@ -52,6 +54,7 @@ class StoreContext:
         self.cache = cache
         self.commits = commits
         self.cpu = cpu
+        self.budget = budget
         self.clock = clock
         self.lifetime = lifetime
         self.limits = limits

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import anyio
 import anyio.to_thread
@@ -25,6 +26,8 @@ from async_sessions._codec.sniff import MEDIA_TYPES, sniff
 from async_sessions.errors import ImageRejectedError, StorageError
 
 if TYPE_CHECKING:
+    from async_sessions._budget import PixelBudget
+    from async_sessions._codec.base import Rebuilt
     from async_sessions.records import Limits
 
 ImageSource: TypeAlias = "Image.Image | bytes | bytearray | memoryview | Path | npt.NDArray[Any] | AsyncIterable[bytes]"
@@ -35,7 +38,8 @@ NAME_LENGTH: Final = 200
 class Ingested(msgspec.Struct, frozen=True, kw_only=True):
     """A verified image. `data` is what is to be stored and `digest` its SHA-256; `image` is upright and loaded.
 
-    `width` and `height` are those of `image`; `orientation` is the EXIF value that `data` still carries.
+    `width` and `height` are those of `image`; `orientation` is the EXIF value that `data` still carries. `verbatim`:
+    `data` was checked, but it is still what came, not what a scanner wrote.
     """
 
     data: bytes
@@ -49,45 +53,86 @@ class Ingested(msgspec.Struct, frozen=True, kw_only=True):
     orientation: int
     thumbnail: bytes
     source_name: str | None
+    verbatim: bool
 
 
-async def ingest(source: ImageSource, *, name: str | None, limits: Limits, limiter: anyio.CapacityLimiter) -> Ingested:
-    """Verify an image of any kind that the store takes.
+class _Scanned(NamedTuple):
+    """A source whose size is known: `pixels` is what `decode`, which is for a worker thread, takes of the budget."""
+
+    pixels: int
+    decode: Callable[[], Ingested]
+
+
+@asynccontextmanager
+async def ingest(
+    sources: Mapping[str, ImageSource],
+    *,
+    name: str | None = None,
+    limits: Limits,
+    limiter: anyio.CapacityLimiter,
+    budget: PixelBudget,
+) -> AsyncIterator[dict[str, Ingested]]:
+    """Verify images of any kind that the store takes.
 
     An encoded image (bytes, a path, chunks) keeps its pixels as they came; of a Pillow image or an array a copy is
     encoded. Raise `ImageRejectedError` for what is not an acceptable image, `StorageError` for a path that cannot be
     read, `TypeError` for what is no image source, a `str` among it.
+
+    The pixels count against `budget` until the body ends: so keep the images no longer. They are asked for at once, all
+    together, since who holds some while it waits for more may wait for somebody who does the same.
     """
+    scanned = {slot: await _scan(source, name, limits, limiter) for slot, source in sources.items()}
+    async with budget.lent(sum(scan.pixels for scan in scanned.values())):
+        yield {slot: await anyio.to_thread.run_sync(scan.decode, limiter=limiter) for slot, scan in scanned.items()}
+
+
+async def _scan(source: ImageSource, name: str | None, limits: Limits, limiter: anyio.CapacityLimiter) -> _Scanned:
     if isinstance(source, str):
         raise TypeError("A str is never an image; for the name of a file, give pathlib.Path(...).")
     if name is None and isinstance(source, Path):
         name = source.name
-    work: partial[Ingested]
+    scan: partial[_Scanned]
     if isinstance(source, Image.Image | np.ndarray):
-        work = partial(_ingest_pixels, source, name, limits)
-    elif isinstance(source, Path):
-        work = partial(_ingest_encoded, partial(_read, source, limits), name, limits)
+        height, width, *_ = (*source.shape, 1, 1) if isinstance(source, np.ndarray) else source.size
+        return _Scanned(height * width, partial(_ingest_pixels, source, name, limits))
+    if isinstance(source, Path):
+        scan = partial(_scan_encoded, partial(_read, source, limits), name, limits)
     elif isinstance(source, bytes | bytearray | memoryview):
-        work = partial(_ingest_encoded, partial(_snapshot, source, limits), name, limits)
+        scan = partial(_scan_encoded, partial(_snapshot, source, limits), name, limits)
     elif isinstance(source, AsyncIterable):
         collected = await _collect(source, limits)
-        work = partial(_ingest_encoded, lambda: collected, name, limits)
+        scan = partial(_scan_encoded, lambda: collected, name, limits)
     else:
         raise TypeError(
             "An image is a PIL.Image.Image, bytes, a pathlib.Path, a numpy array or an async iterable of bytes, not "
             f"{type(source).__name__}."
         )
-    return await anyio.to_thread.run_sync(work, limiter=limiter)
+    return await anyio.to_thread.run_sync(scan, limiter=limiter)
 
 
-def _ingest_encoded(read: Callable[[], bytes | bytearray], name: str | None, limits: Limits) -> Ingested:
+def _scan_encoded(read: Callable[[], bytes | bytearray], name: str | None, limits: Limits) -> _Scanned:
     data = read()
     if not data:
         raise ImageRejectedError("empty", "The file is empty; choose an image.")
     form = sniff(data, limits)
     rebuilt = decode.rebuild(data, form, limits)
+    pixels = max(rebuilt.coded, rebuilt.width * rebuilt.height)
+    pixels = decode.peak(pixels, MEDIA_TYPES.get(form, form), rebuilt.orientation)
+    if form not in MEDIA_TYPES:
+        return _Scanned(pixels, partial(_ingest_foreign, rebuilt, form, name))
+    stored = bytes(data) if limits.keep_metadata else rebuilt.data
+    return _Scanned(pixels, partial(_ingest_rebuilt, rebuilt, stored, form, name))
+
+
+def _ingest_foreign(rebuilt: Rebuilt, form: str, name: str | None) -> Ingested:
+    """Of a format that browsers or pipelines may not read: it is stored as PNG."""
     image = decode.decode(rebuilt, form)
-    return _ingested(rebuilt.data, form, image, rebuilt.orientation, name)
+    return _ingested(encode.png(image), "PNG", image, 1, name)
+
+
+def _ingest_rebuilt(rebuilt: Rebuilt, stored: bytes, form: str, name: str | None) -> Ingested:
+    image = decode.decode(rebuilt, form)
+    return _ingested(stored, form, image, rebuilt.orientation, name, verbatim=stored != rebuilt.data)
 
 
 def _ingest_pixels(source: Image.Image | npt.NDArray[Any], name: str | None, limits: Limits) -> Ingested:
@@ -98,7 +143,9 @@ def _ingest_pixels(source: Image.Image | npt.NDArray[Any], name: str | None, lim
     return _ingested(encode.png(image), "PNG", image, 1, name)
 
 
-def _ingested(data: bytes, form: str, image: Image.Image, orientation: int, name: str | None) -> Ingested:
+def _ingested(
+    data: bytes, form: str, image: Image.Image, orientation: int, name: str | None, *, verbatim: bool = False
+) -> Ingested:
     return Ingested(
         data=data,
         digest=hashlib.sha256(data).hexdigest(),
@@ -111,6 +158,7 @@ def _ingested(data: bytes, form: str, image: Image.Image, orientation: int, name
         orientation=orientation,
         thumbnail=decode.thumbnail(image),
         source_name=base_name(name),
+        verbatim=verbatim,
     )
 
 

@@ -240,4 +240,5 @@ def _record(image: Ingested, blob: str, now: datetime) -> ImageRecord:
         stored_at=now,
         blob=blob,
         source_name=image.source_name,
+        verbatim=image.verbatim,
     )

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +16,18 @@ import aiofiles
 import anyio
 
 from async_sessions import _keys
-from async_sessions._cache import ImageCache, view
+from async_sessions._cache import ImageCache, name_of_rendition, view
 from async_sessions._codec import decode, encode
 from async_sessions.errors import CorruptBlobError, ImageRejectedError
 from async_sessions.records import ImageRecord, OutputRecord
+from async_sessions.renditions import GREY, Colour, Fit, check_fit, draft_size, fit
 
 if TYPE_CHECKING:
     import numpy as np
     from anyio import CapacityLimiter
     from PIL import Image
 
+    from async_sessions._budget import PixelBudget
     from async_sessions._tasks import Commits
     from async_sessions.blobs.base import BlobStore
 
@@ -36,8 +38,11 @@ _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "
 class Reader:
     """What the sessions of one store read through."""
 
-    def __init__(self, blobs: BlobStore, cache: ImageCache, cpu: CapacityLimiter, commits: Commits) -> None:
+    def __init__(
+        self, blobs: BlobStore, cache: ImageCache, cpu: CapacityLimiter, budget: PixelBudget, commits: Commits
+    ) -> None:
         self._blobs = blobs
+        self._budget = budget
         self._commits = commits
         self._cache = cache
         self._cpu = cpu
@@ -61,18 +66,38 @@ class Reader:
         shared = await self._shared(record)
         return await anyio.to_thread.run_sync(encode.to_array, shared, limiter=self._cpu)
 
+    async def rendition(self, record: ImageRecord, size: tuple[int, int], mode: Fit, background: Colour) -> Image.Image:
+        check_fit(size, mode)
+
+        async def make() -> Image.Image:
+            source = self._cache.peek(record.blob)
+            if source is None and record.media_type == "image/jpeg":
+                source = await self._load(record, draft_size(record.size, size, mode))
+            elif source is None:
+                source = await self._shared(record)
+            return await anyio.to_thread.run_sync(fit, source, size, mode, background, limiter=self._cpu)
+
+        return view(await self._cache.get(name_of_rendition(record.blob, size, mode, background), make))
+
     async def thumbnail(self, record: ImageRecord) -> bytes:
         blob = await self._blobs.get(_keys.thumbnail(record.blob))
         if blob is None:
             raise CorruptBlobError(f"The thumbnail of {record.blob} is missing; upload the image again.")
         return blob.data
 
-    async def stream(self, record: OutputRecord, start: int, end: int | None) -> AsyncIterator[bytes]:
+    async def stream(
+        self, record: ImageRecord | OutputRecord, start: int, end: int | None
+    ) -> AsyncGenerator[bytes, None]:
+        chunks = self._blobs.stream(record.blob, start=start, end=end)
         try:
-            async for chunk in self._blobs.stream(record.blob, start=start, end=end):
+            async for chunk in chunks:
                 yield chunk
         except FileNotFoundError as error:
-            raise CorruptBlobError(f"The blob {record.blob} is missing; run the job again.") from error
+            again = "upload the image" if isinstance(record, ImageRecord) else "run the job"
+            raise CorruptBlobError(f"The blob {record.blob} is missing; {again} again.") from error
+        finally:
+            if isinstance(chunks, AsyncGenerator):
+                await chunks.aclose()  # who stops reading leaves no file open
 
     async def copy(self, record: ImageRecord | OutputRecord, target: Path) -> None:
         """Write the bytes to `target`, a new file, mode 0600. `CorruptBlobError` if they are not as stored."""
@@ -106,10 +131,12 @@ class Reader:
     async def _shared(self, record: ImageRecord) -> Image.Image:
         return await self._cache.get(record.blob, partial(self._load, record))
 
-    async def _load(self, record: ImageRecord) -> Image.Image:
+    async def _load(self, record: ImageRecord, at_least: tuple[int, int] | None = None) -> Image.Image:
         data = await self.data(record)
         try:
-            return await anyio.to_thread.run_sync(decode.load, data, record.media_type, limiter=self._cpu)
+            async with self._budget.lent(decode.peak(record.pixel_count, record.media_type, record.orientation)):
+                load = partial(decode.load, data, record.media_type, verbatim=record.verbatim, at_least=at_least)
+                return await anyio.to_thread.run_sync(load, limiter=self._cpu)
         except ImageRejectedError as error:
             raise CorruptBlobError(f"The blob {record.blob} can't be decoded: {error}") from error
 
@@ -132,9 +159,29 @@ class StoredImage:
         """HxWxC uint8, RGB or RGBA, upright, your own copy."""
         return await self._reader.array(self.record)
 
+    async def rendition(self, size: tuple[int, int], mode: Fit = "cover", background: Colour = GREY) -> Image.Image:
+        """The image as RGB of exactly that size (see `renditions.fit`), yours to draw on; kept as `image()` is."""
+        return await self._reader.rendition(self.record, size, mode, background)
+
     async def data(self) -> bytes:
         """The stored file, as it is."""
         return await self._reader.data(self.record)
+
+    async def thumbnail(self) -> bytes:
+        """A WebP file; see `Session.retrieve_thumbnail`."""
+        return await self._reader.thumbnail(self.record)
+
+    def stream(self, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
+        """The stored file from `start` up to but not including `end`, in chunks, unlike `data` not checked."""
+        return self._reader.stream(self.record, start, end)
+
+
+def measure(data: bytes | Path) -> tuple[str, int]:
+    """SHA-256 and size in bytes."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest(), len(data)
+    with data.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
 
 
 def _sha256(data: bytes) -> str:

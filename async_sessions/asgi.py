@@ -1,4 +1,7 @@
-"""Which browser is this? A signed cookie, set by a pure ASGI middleware, that holds a session id and nothing else.
+"""Which browser is this, and what may it see?
+
+A signed cookie, set by a pure ASGI middleware, holds a session id and nothing else; an ASGI app serves that session's
+images to that browser.
 
 The id is a secret: the cookie is HttpOnly, so no script on the page reads it, and SameSite=Lax, so no other site's form
 spends it. Setting the cookie writes nothing to the store; a session begins with its first image. Neither ids nor
@@ -11,18 +14,29 @@ import hashlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import anyio
 from itsdangerous import BadSignature, Signer
 
 from async_sessions import _keys
+from async_sessions._serving import Answer, answer, failure, header_map
 from async_sessions.blobs.base import Expect
-from async_sessions.errors import CorruptBlobError, StorageError, VersionConflictError
+from async_sessions.errors import (
+    CorruptBlobError,
+    InvalidKeyError,
+    SessionNotFoundError,
+    SlotEmptyError,
+    StorageError,
+    StoreClosedError,
+    VersionConflictError,
+)
 
 if TYPE_CHECKING:
+    from async_sessions._reading import StoredImage
     from async_sessions.blobs.base import BlobStore
+    from async_sessions.store import SessionStore
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -135,12 +149,109 @@ class SessionCookie:
         return f"{signer.name}={signer.sign(session_id)}; {attributes}".encode()
 
 
+class SessionImages:
+    """Pure ASGI app: `/start` is the image in the slot "start", `/start/thumbnail` its thumbnail (WebP).
+
+    Mount it where you like, in Starlette, FastAPI or Gradio's `app_kwargs={"routes": [Mount("/images", app)]}`. The
+    session is the one that the cookie of `SessionCookie` names, read with the same `signer`; its images count as used.
+    Whatever is not in it, and whoever has no session, gets the same 404. Answers carry an ETag (so a browser that has
+    the image gets a 304), serve ranges, and may be kept by the browser but by no shared cache. The file is sent as it
+    is stored: turned as its EXIF says, which browsers do for JPEG and PNG.
+    """
+
+    def __init__(self, store: SessionStore, *, signer: Callable[[], Awaitable[CookieSigner]]) -> None:
+        self._store = store
+        self._signer = signer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        elif scope["type"] == "http":
+            await self._serve(scope, send)
+
+    async def _serve(self, scope: Scope, send: Send) -> None:
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        if scope["method"] not in ("GET", "HEAD"):
+            await _send(send, failure(405, (b"allow", b"GET, HEAD")))
+            return
+        slot, _, part = _path(scope).removeprefix("/").partition("/")
+        try:
+            if part not in ("", "thumbnail") or (image := await self._image(scope, slot)) is None:
+                await _send(send, failure(404))
+            elif part:
+                await _send_thumbnail(scope, noted, image)
+            else:
+                await _send_file(scope, noted, image)
+        except (SessionNotFoundError, SlotEmptyError, InvalidKeyError, CorruptBlobError):
+            if started:
+                raise  # the server breaks the connection, so that nobody takes the half for the whole
+            await _send(send, failure(404))
+        except (StorageError, StoreClosedError):
+            if started:
+                raise
+            _logger.warning("an image can't be served", exc_info=True)
+            await _send(send, failure(503, (b"retry-after", b"5")))
+
+    async def _image(self, scope: Scope, slot: str) -> StoredImage | None:
+        session_id = (await self._signer()).session_id(_cookies(scope["headers"]))
+        return None if session_id is None else await self._store.session(session_id).retrieve_stored(slot)
+
+
+async def _send(send: Send, planned: Answer, body: bytes = b"") -> None:
+    await send({"type": "http.response.start", "status": planned.status, "headers": planned.headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_thumbnail(scope: Scope, send: Send, image: StoredImage) -> None:
+    body = await image.thumbnail()
+    etag = f'"{image.record.digest}.thumb"'
+    headers = header_map(scope["headers"])
+    planned = answer(scope["method"], headers, etag=etag, media_type="image/webp", size=len(body))
+    await _send(send, planned, body[planned.start : planned.end])
+
+
+async def _send_file(scope: Scope, send: Send, image: StoredImage) -> None:
+    """Nothing is sent before the first chunk was read, so a file that is gone is still a 404."""
+    record = image.record
+    planned = answer(
+        scope["method"],
+        header_map(scope["headers"]),
+        etag=f'"{record.digest}"',
+        media_type=record.media_type,
+        size=record.byte_size,
+    )
+    if planned.start == planned.end:
+        await _send(send, planned)
+        return
+    start: Message = {"type": "http.response.start", "status": planned.status, "headers": planned.headers}
+    begun = False
+    async with aclosing(image.stream(start=planned.start, end=planned.end)) as chunks:
+        async for chunk in chunks:
+            if not begun:
+                await send(start)
+                begun = True
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    if not begun:
+        raise CorruptBlobError(f"The blob {record.blob} ends early; upload the image again.")
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _path(scope: Scope) -> str:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def _opens_a_page(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "GET":
         return False
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     accepted = b",".join(value for name, value in scope["headers"] if name == b"accept")
-    return path in _MINTED_ON or b"text/html" in accepted
+    return _path(scope) in _MINTED_ON or b"text/html" in accepted
 
 
 def _cookies(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

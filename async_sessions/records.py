@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from async_sessions.errors import QuotaExceededError
+
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 JobStatus: TypeAlias = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -17,13 +19,19 @@ KIB, MIB = 1024, 1024 * 1024
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a store takes in. `max_bytes` and `max_pixels` are per image, `max_state_bytes` per session (as JSON)."""
+    """What a store takes in. `max_bytes` and `max_pixels` are per image, `max_state_bytes` per session (as JSON).
+
+    `formats` can hold "HEIC" too, with the extra `heif`. AVIF and HEIC files are stored as PNG.
+    With `keep_metadata` a JPEG, PNG or WebP file is checked as ever and then stored as it came, to the last byte: with
+    where and when it was taken, and with whatever hides in it.
+    """
 
     max_bytes: int = 32 * MIB
     max_pixels: int = 64_000_000
     max_side: int = 16_384
-    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP")
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "AVIF")
     max_state_bytes: int = 64 * KIB
+    keep_metadata: bool = False
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +39,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     `digest` is the SHA-256 of the stored bytes, `blob` their storage name. `width` and `height` are those of the
     upright image; `orientation` is the EXIF value (1 to 8) that the stored bytes still carry. `mode` is Pillow's.
+    `verbatim`: the stored file has everything that it came with (`Limits.keep_metadata`).
     """
 
     digest: str
@@ -45,6 +54,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     stored_at: datetime
     blob: str
     source_name: str | None = None
+    verbatim: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -139,6 +149,13 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any] = {}
     priority: int = 0
     idempotency_key: str | None = None
+
+
+def check_state(values: Mapping[str, JSON], limit: int) -> None:
+    """Raise `QuotaExceededError` above `limit` bytes of JSON, or what `check_json` raises."""
+    check_json(dict(values))
+    if len(msgspec.json.encode(values)) > limit:
+        raise QuotaExceededError(f"A session's state may take {limit} bytes as JSON; store less in it.")
 
 
 def check_json(value: object, *, depth: int = JSON_DEPTH) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
@@ -10,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
 from PIL import Image
 
 from async_sessions import _keys
 from async_sessions._codec import encode
 from async_sessions._ingest import ImageSource, ingest
 from async_sessions._life import Life
-from async_sessions._reading import StoredImage
-from async_sessions.errors import CorruptBlobError, QuotaExceededError, SessionNotFoundError, SlotEmptyError
+from async_sessions._reading import StoredImage, measure
+from async_sessions.errors import CorruptBlobError, SessionNotFoundError, SlotEmptyError
 from async_sessions.records import (
     JSON,
     GenerationRequest,
@@ -26,8 +24,9 @@ from async_sessions.records import (
     JobInfo,
     OutputRecord,
     SessionInfo,
-    check_json,
+    check_state,
 )
+from async_sessions.renditions import GREY, Colour, Fit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,14 +69,14 @@ class Session:
         to people and is no path. `RevisionConflictError` if `if_revision` is not the session's revision any more.
         """
         tickets = self._draw([slot])
-        ingested = await self._ingest(image, name)
-        return (await self._life.commit_images({slot: ingested}, tickets, if_revision))[slot]
+        async with self._ingest({slot: image}, name) as ingested:
+            return (await self._life.commit_images(ingested, tickets, if_revision))[slot]
 
     async def store_images(self, images: Mapping[str, ImageSource]) -> Mapping[str, ImageRecord]:
         """Keep several images, all of them or none; see `store_image`."""
         tickets = self._draw(images)
-        ingested = {slot: await self._ingest(image, None) for slot, image in images.items()}
-        return await self._life.commit_images(ingested, tickets, None)
+        async with self._ingest(images, None) as ingested:
+            return await self._life.commit_images(ingested, tickets, None)
 
     async def retrieve_image(self, slot: str) -> Image.Image:
         """The image, upright, loaded, yours to draw on. `SlotEmptyError`, `CorruptBlobError`."""
@@ -90,6 +89,17 @@ class Session:
     async def retrieve_array(self, slot: str) -> np.ndarray:
         """HxWxC uint8, RGB or RGBA, upright, your own copy; 16-bit samples are rounded to 8."""
         return await self._retrieve(slot, self._context.reader.array)
+
+    async def retrieve_rendition(
+        self, slot: str, size: tuple[int, int], mode: Fit = "cover", background: Colour = GREY
+    ) -> Image.Image:
+        """The image as RGB of exactly that size, see `renditions.fit`; kept in memory as the image itself is."""
+        reader = self._context.reader
+        return await self._retrieve(slot, partial(reader.rendition, size=size, mode=mode, background=background))
+
+    async def retrieve_stored(self, slot: str) -> StoredImage:
+        """What the slot holds now, to be read in whichever way is wanted, whatever the slot holds by then."""
+        return StoredImage(await self._use(slot), self._context.reader)
 
     async def retrieve_thumbnail(self, slot: str) -> bytes:
         """A WebP file, upright, at most 320 pixels on its longer side; it was made when the image was stored."""
@@ -158,12 +168,12 @@ class Session:
 
         def merged(manifest: Manifest) -> Manifest:
             changed = manifest.with_state(values)
-            _check_state(changed.state, limit)
+            check_state(changed.state, limit)
             return changed
 
         order = self._context.manifests.order(self.key)
         async with order.states:
-            await self._context.manifests.code(partial(_check_state, values, limit))
+            await self._context.manifests.code(partial(check_state, values, limit))
             manifest = await self._life.edit(merged, creates=True)
         return manifest.info(self._context.lifetime, self._context.clock())
 
@@ -220,7 +230,7 @@ class Session:
         if isinstance(data, Image.Image):
             data = await self._context.in_thread(partial(_png, data, self._context.limits))
             media_type = "image/png"
-        digest, size = await self._context.in_thread(partial(_measure, data))
+        digest, size = await self._context.in_thread(partial(measure, data))
         if not size:
             raise ValueError(f"The output {name!r} is empty.")
         record = OutputRecord(
@@ -268,8 +278,11 @@ class Session:
         self._context.check_open()
         return self._context.manifests.order(self.key).draw([self._context.check_slot(slot) for slot in slots])
 
-    async def _ingest(self, image: ImageSource, name: str | None) -> Ingested:
-        return await ingest(image, name=name, limits=self._context.limits, limiter=self._context.cpu)
+    def _ingest(
+        self, images: Mapping[str, ImageSource], name: str | None
+    ) -> AbstractAsyncContextManager[dict[str, Ingested]]:
+        context = self._context
+        return ingest(images, name=name, limits=context.limits, limiter=context.cpu, budget=context.budget)
 
     async def _retrieve(self, slot: str, read: Callable[[ImageRecord], Awaitable[T]]) -> T:
         record = await self._use(slot)
@@ -290,19 +303,5 @@ class Session:
         return record
 
 
-def _check_state(values: Mapping[str, JSON], limit: int) -> None:
-    check_json(dict(values))
-    if len(msgspec.json.encode(values)) > limit:
-        raise QuotaExceededError(f"A session's state may take {limit} bytes as JSON; store less in it.")
-
-
 def _png(image: Image.Image, limits: Limits) -> bytes:
     return encode.png(encode.upright_copy(image, limits))
-
-
-def _measure(data: bytes | Path) -> tuple[str, int]:
-    """SHA-256 and size in bytes."""
-    if isinstance(data, bytes):
-        return hashlib.sha256(data).hexdigest(), len(data)
-    with data.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()

@@ -14,6 +14,7 @@ import anyio
 from anyio import AsyncContextManagerMixin
 
 from async_sessions import _keys
+from async_sessions._budget import DEFAULT_PIXELS, PixelBudget
 from async_sessions._cache import ImageCache
 from async_sessions._context import StoreContext
 from async_sessions._manifest import Lifetime
@@ -45,7 +46,8 @@ class SessionStore(AsyncContextManagerMixin):
     its creation. What was replaced or cleared can be undone for `grace`, which is two minutes at least: so long a blob
     may be part of a commit under way. A sweep runs at once and then every
     `cleanup_interval`; `None` turns it off. `slots` restricts slot names. `cache_bytes` bounds the decoded images kept
-    in memory, for the whole store, at 4 bytes a pixel. `clock` tells the time in UTC.
+    in memory, for the whole store, at 4 bytes a pixel; `decode_pixels`, those that are being decoded or stored at one
+    time: beyond it calls wait for each other. `clock` tells the time in UTC.
 
     Leaving finishes what is being committed; with `delete_on_close` it also deletes the sessions that this object
     created and that no unfinished job needs.
@@ -62,6 +64,7 @@ class SessionStore(AsyncContextManagerMixin):
         slots: Collection[str] | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         cache_bytes: int = 256 * MIB,
+        decode_pixels: int = DEFAULT_PIXELS,
         delete_on_close: bool = False,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -81,6 +84,7 @@ class SessionStore(AsyncContextManagerMixin):
         self._interval = cleanup_interval
         self._slots = None if slots is None else frozenset(map(_keys.check_slot, slots))
         self._cache_bytes = cache_bytes
+        self._decode_pixels = PixelBudget(decode_pixels).pixels
         self._delete_on_close = delete_on_close
         self._clock = clock
         self._entered: tuple[StoreContext, Janitor] | None = None
@@ -196,14 +200,16 @@ class SessionStore(AsyncContextManagerMixin):
 
     def _make_context(self, commits: Commits) -> StoreContext:
         cpu = anyio.CapacityLimiter(os.cpu_count() or 1)
+        budget = PixelBudget(self._decode_pixels)
         cache = ImageCache(self._cache_bytes)
         return StoreContext(
             blobs=self.blobs,
             manifests=Manifests(self.blobs, self._clock),
-            reader=Reader(self.blobs, cache, cpu, commits),
+            reader=Reader(self.blobs, cache, cpu, budget, commits),
             cache=cache,
             commits=commits,
             cpu=cpu,
+            budget=budget,
             clock=self._clock,
             lifetime=self._lifetime,
             limits=self.limits,

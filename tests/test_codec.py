@@ -80,7 +80,7 @@ def _ftyp(brand: bytes) -> bytes:
 )
 def test_what_is_not_taken_is_refused_by_its_name(data: bytes, name: str) -> None:
     with pytest.raises(ImageRejectedError, match=f"This is {name}.*it must be JPEG, PNG or WEBP\\.") as caught:
-        sniff(data, LIMITS)
+        sniff(data, Limits(formats=("JPEG", "PNG", "WEBP")))
     assert caught.value.reason == "unsupported_format"
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from async_sessions._budget import PixelBudget
 from async_sessions._codec import decode
 from async_sessions._ingest import ImageSource, Ingested, ingest
 from async_sessions.errors import ImageRejectedError, StorageError
@@ -23,12 +24,14 @@ from tests.images import (
     PLACE,
     corners,
     encoded,
+    exif,
     jpeg_with_exif,
     photo,
     photo_path,
     photograph,
     png_file,
     rgba_png,
+    segment,
     turned,
 )
 
@@ -38,7 +41,14 @@ LIMITS = Limits()
 
 
 async def take(source: ImageSource, name: str | None = None, limits: Limits = LIMITS) -> Ingested:
-    return await ingest(source, name=name, limits=limits, limiter=anyio.CapacityLimiter(1))
+    return await take_within(anyio.CapacityLimiter(1), source, name, limits)
+
+
+async def take_within(
+    limiter: anyio.CapacityLimiter, source: ImageSource, name: str | None = None, limits: Limits = LIMITS
+) -> Ingested:
+    async with ingest({"x": source}, name=name, limits=limits, limiter=limiter, budget=PixelBudget()) as taken:
+        return taken["x"]
 
 
 async def refusal(source: ImageSource, limits: Limits = LIMITS) -> str:
@@ -336,7 +346,7 @@ async def test_work_is_done_in_worker_threads_within_the_limiter() -> None:
     async with anyio.create_task_group() as group:
         for seed in range(6):
             data = Watched(encoded(photograph(200, 100, seed), "JPEG"))
-            group.start_soon(lambda data=data: ingest(data, name=None, limits=LIMITS, limiter=limiter))  # type: ignore[misc]
+            group.start_soon(take_within, limiter, data)
     assert len(borrowed) == 6
     assert max(borrowed) <= 2
     assert threading.get_ident() not in threads
@@ -348,9 +358,39 @@ async def test_a_cancelled_ingest_gives_its_slot_back() -> None:
     data = encoded(photograph(2000, 1500), "JPEG")
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as group:
-            group.start_soon(lambda: ingest(data, name=None, limits=LIMITS, limiter=limiter))
-            group.start_soon(lambda: ingest(data, name=None, limits=LIMITS, limiter=limiter))
+            group.start_soon(take_within, limiter, data)
+            group.start_soon(take_within, limiter, data)
             await anyio.wait_all_tasks_blocked()
             scope.cancel()
     assert limiter.borrowed_tokens == 0
-    assert (await ingest(data, name=None, limits=LIMITS, limiter=limiter)).width == 2000
+    assert (await take_within(limiter, data)).width == 2000
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+async def test_with_keep_metadata_a_file_is_kept_to_the_last_byte_and_looks_the_same(form: str) -> None:
+    data = encoded(photograph(64, 48), form, exif=exif(6)) + b"<script>trailing</script>"
+    kept = await take(data, limits=Limits(keep_metadata=True))
+    cleaned = await take(data)
+    assert kept.data == data
+    assert kept.digest == hashlib.sha256(data).hexdigest()
+    assert PLACE in kept.data
+    assert PLACE not in cleaned.data
+    assert (kept.verbatim, cleaned.verbatim) == (True, False)
+    assert (kept.width, kept.height, kept.orientation) == (cleaned.width, cleaned.height, cleaned.orientation)
+    assert kept.orientation == (1 if form == "WEBP" else 6)
+    loaded = decode.load(kept.data, kept.media_type, verbatim=True)
+    for image in (kept.image, loaded):
+        assert (image.size, image.tobytes()) == (cleaned.image.size, cleaned.image.tobytes())
+        assert image.info == cleaned.image.info
+
+
+async def test_a_file_without_metadata_is_not_called_verbatim() -> None:
+    taken = await take(rgba_png(), limits=Limits(keep_metadata=True))
+    assert (taken.data, taken.verbatim) == (rgba_png(), False)
+
+
+async def test_with_keep_metadata_the_same_files_are_refused() -> None:
+    limits = Limits(keep_metadata=True)
+    assert await refusal(photo("chelsea.png")[:-100], limits) == "truncated"
+    bomb = jpeg_with_exif()[:2] + 20 * segment(0xFE, bytes(60_000)) + jpeg_with_exif()[2:]
+    assert await refusal(bomb, limits) == "metadata_bomb"

@@ -17,6 +17,7 @@ from async_sessions import (
     CorruptBlobError,
     ImageRejectedError,
     InvalidKeyError,
+    Limits,
     QuotaExceededError,
     RevisionConflictError,
     Session,
@@ -28,6 +29,7 @@ from async_sessions import (
 )
 from tests.clock import Clock
 from tests.faults import FaultyBlobStore, files_below, keys_of
+from tests.images import jpeg_with_exif
 
 if TYPE_CHECKING:
     from async_sessions._ingest import ImageSource
@@ -431,3 +433,17 @@ async def test_a_damaged_or_empty_output_is_refused(session: Session, tmp_path: 
     with pytest.raises(CorruptBlobError):
         async with session.output_file(output):
             pass
+
+
+async def test_a_file_kept_with_its_metadata_is_read_again_after_a_restart() -> None:
+    blobs, data = FaultyBlobStore(), jpeg_with_exif(6)
+    async with open_store(blobs, limits=Limits(keep_metadata=True)) as store:
+        session = await store.create_session()
+        record = await session.store_image(data, "start")
+        warm = await session.retrieve_image("start")
+    async with open_store(blobs) as store:
+        session = await store.restore_session(session.id or "")
+        assert (await session.info()).images["start"] == record
+        assert await session.retrieve_bytes("start") == data
+        cold = await session.retrieve_image("start")
+        assert (cold.size, cold.tobytes(), cold.info) == (warm.size, warm.tobytes(), warm.info)

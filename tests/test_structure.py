@@ -16,12 +16,12 @@ PACKAGE = Path(async_sessions.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"records", "_manifest", "_keys", "_tasks", "_events", "_lane"},
-    {"_codec", "blobs"},
+    {"records", "_manifest", "_keys", "_tasks", "_budget", "_events", "_lane"},
+    {"_codec", "blobs", "renditions"},
     {"_ingest", "_cache", "_manifests", "_reading"},
     {"_context", "_life", "session", "store", "janitor", "_pipeline"},
     {"jobs", "_run"},
-    {"asgi", "dispatch", "pipelines"},
+    {"asgi", "_serving", "dispatch", "pipelines"},
     {"gradio", "_gradio"},
     {"cli", "demo", "__main__"},
 ]

@@ -22,12 +22,16 @@ _SHORT: Final = 3
 
 
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
-    """A checked file. `width` and `height` are as coded; `orientation` is the EXIF value that `data` still carries."""
+    """A checked file. `width` and `height` are as coded; `orientation` is the EXIF value that `data` still carries.
+
+    `coded` is the pixels of all pictures that make up this one (tiles, transparency), where there can be several.
+    """
 
     data: bytes
     width: int
     height: int
     orientation: int = 1
+    coded: int = 0
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:

@@ -2,61 +2,103 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
+import sys
 import zlib
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from async_sessions._codec import jpeg, png, webp
-from async_sessions._codec.modes import displayable
-from async_sessions._codec.sniff import MEDIA_TYPES
+from async_sessions._codec import bmff, jpeg, png, webp
+from async_sessions._codec.modes import displayable, storable
+from async_sessions._codec.sniff import HEIF_EXTRA, MEDIA_TYPES
 from async_sessions.errors import ImageRejectedError
-from async_sessions.records import KIB
+from async_sessions.records import KIB, Limits
 
 if TYPE_CHECKING:
     from async_sessions._codec.base import Rebuilt
-    from async_sessions.records import Limits
 
 THUMBNAIL_SIDE: Final = 320
 
 # Decoders by format, not `Image.open`: no other format is ever tried, and what limits the pixels are ours, not Pillow's
 # module-wide limit and its warning.
-_DECODERS: Final = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile}
-_SCANNERS: Final = {"JPEG": jpeg.rebuild, "PNG": png.rebuild, "WEBP": webp.rebuild}
+_DECODERS: Final = {"JPEG": JpegImageFile, "PNG": PngImageFile, "WEBP": WebPImageFile, "AVIF": AvifImageFile}
+_SCANNERS: Final[dict[str, Callable[[bytes | bytearray, Limits], Rebuilt]]] = {
+    "JPEG": jpeg.rebuild,
+    "PNG": png.rebuild,
+    "WEBP": webp.rebuild,
+    "AVIF": partial(bmff.rebuild, form="AVIF"),
+    "HEIC": partial(bmff.rebuild, form="HEIC"),
+}
+_TAKEN: Final = Limits(max_pixels=sys.maxsize, max_side=sys.maxsize)  # what is stored is within the limits of its time
 _QUALITY: Final = 80
 _PROFILE_BYTES: Final = 16 * KIB  # a larger colour profile is not worth its place in a thumbnail
 
 # What Pillow's decoders were seen to raise on damaged files.
 PILLOW_ERRORS: Final = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error,
-    Image.DecompressionBombError,
+    Image.DecompressionBombError, RuntimeError,
 )  # fmt: skip
 
 
 def rebuild(data: bytes | bytearray, form: str, limits: Limits) -> Rebuilt:
-    """Check the structure of a file of that format, and write it again without what must not be stored."""
+    """Check the structure of a file of that format, and write it again without what must not be stored.
+
+    A HEIC file is refused where pillow-heif is not installed.
+    """
+    if form == "HEIC" and importlib.util.find_spec("pillow_heif") is None:
+        raise ImageRejectedError(
+            "unsupported_format", f"This is a HEIC image, which needs {HEIF_EXTRA}. Give it as JPEG, or install that."
+        )
     return _SCANNERS[form](data, limits)
 
 
 def decode(rebuilt: Rebuilt, form: str) -> Image.Image:
     """Every pixel of a checked file, upright."""
     image = _decode(rebuilt.data, form)
+    if form not in MEDIA_TYPES:  # turned or cut as its container says, so it may be smaller but not larger
+        if max(image.size) > max(rebuilt.width, rebuilt.height) or min(image.size) > min(rebuilt.width, rebuilt.height):
+            raise ImageRejectedError("corrupt", f"The {form} file is damaged: its parts disagree about its size.")
+        return storable(image)
     coded = (rebuilt.height, rebuilt.width) if rebuilt.orientation >= 5 else (rebuilt.width, rebuilt.height)
     if image.size != coded:
         raise ImageRejectedError("corrupt", f"The {form} file is damaged: its parts disagree about its size.")
     return image
 
 
-def load(data: bytes, media_type: str) -> Image.Image:
-    """Every pixel, upright, of bytes that were checked when they were stored and have not changed since."""
+def peak(pixels: int, media_type: str, orientation: int) -> int:
+    """How many pixels, of four bytes each, decoding that many takes at its worst; measured at 64 MP.
+
+    Pillow's WebP decoder holds canvases and a copy beside the image (15 bytes a pixel in all), AVIF and HEIC their
+    planes and samples (9, more with transparency); what is turned is there twice. A progressive JPEG takes 7, but
+    counts as 4.
+    """
+    if media_type == MEDIA_TYPES["WEBP"]:
+        return 4 * pixels
+    if media_type not in MEDIA_TYPES.values():
+        return 3 * pixels
+    return 2 * pixels if orientation > 1 else pixels
+
+
+def load(
+    data: bytes, media_type: str, *, verbatim: bool = False, at_least: tuple[int, int] | None = None
+) -> Image.Image:
+    """Every pixel, upright, of bytes that were checked when they were stored and have not changed since.
+
+    A `verbatim` file is rebuilt once more, so that a decoder never sees what no scanner looked at. With `at_least` a
+    JPEG may come in a half, a quarter or an eighth of its size, which is faster, but not smaller than that.
+    """
     for form, known in MEDIA_TYPES.items():
         if known == media_type:
-            return _decode(data, form)
+            return _decode(rebuild(data, form, _TAKEN).data if verbatim else data, form, at_least)
     raise ImageRejectedError("unsupported_format", f"Images of type {media_type} cannot be decoded here.")
 
 
@@ -84,9 +126,12 @@ def refusal(error: Exception, what: str) -> ImageRejectedError:
     return ImageRejectedError("corrupt", f"The {what} is damaged and cannot be decoded: {str(error).rstrip('.')}.")
 
 
-def _decode(data: bytes, form: str) -> Image.Image:
+def _decode(data: bytes, form: str, at_least: tuple[int, int] | None = None) -> Image.Image:
     try:
-        image = _DECODERS[form](io.BytesIO(data))
+        image = _opened(data, form)
+        if at_least is not None and form == "JPEG":
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            image.draft(None, at_least[::-1] if turned else at_least)
         image.load()
         if form == "PNG":
             _mend_transparency(image, depth=data[24])
@@ -96,6 +141,18 @@ def _decode(data: bytes, form: str) -> Image.Image:
     image.info.pop("exif", None)  # it is upright now
     # Not the decoder's own object: it keeps the file, and for WebP two more canvases, as long as it lives.
     return image._new(image.im)
+
+
+def _opened(data: bytes, form: str) -> Image.Image:
+    if form == "HEIC":
+        from async_sessions._codec import heif  # needs an extra
+
+        image = heif.open_heic(data)
+        image.info.pop("exif", None)  # it was turned already
+    else:
+        image = _DECODERS[form](io.BytesIO(data))
+    image.info.pop("xmp", None)  # Pillow would turn the image by it; browsers do not
+    return image
 
 
 def _mend_transparency(image: Image.Image, *, depth: int) -> None:

@@ -10,7 +10,8 @@ from async_sessions.errors import ImageRejectedError
 if TYPE_CHECKING:
     from async_sessions.records import Limits
 
-MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "AVIF", "HEIC")
+MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}  # of what is stored
 
 _SIGNATURES: Final = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
 _OTHERS: Final = (
@@ -34,14 +35,17 @@ _OTHERS: Final = (
     (b"RIFF", "an AVI or WAV file"),
 )
 _BRANDS: Final = {
-    **dict.fromkeys((b"avif", b"avis"), "an AVIF image"),
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "a HEIC image"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIC"),
 }
+_GENERAL_BRANDS: Final = (b"mif1", b"msf1")  # which of the two it is, the brands behind it tell
+HEIF_EXTRA: Final = "pip install 'async-sessions[heif]'"
+
 _TEXT_HEAD: Final = 1024  # bytes of a text file that are searched for its root element
 
 
 def sniff(data: bytes | bytearray, limits: Limits) -> str:
-    """The file's format, one of `MEDIA_TYPES`. Anything else is refused by its name, where it has one."""
+    """The file's format, one of `FORMATS`. Anything else is refused by its name, where it has one."""
     head = bytes(data[:_TEXT_HEAD])
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         found, name = "WEBP", "a WebP image"
@@ -49,19 +53,32 @@ def sniff(data: bytes | bytearray, limits: Limits) -> str:
         found, name = "JPEG", "a JPEG image"
     elif head.startswith(_SIGNATURES["PNG"]):
         found, name = "PNG", "a PNG image"
+    elif form := _brand(head):
+        found, name = form, f"{'an' if form == 'AVIF' else 'a'} {form} image"
     else:
         for form, signature in _SIGNATURES.items():
             if signature.startswith(head):
                 raise truncated(form)
         found, name = "", _name_of(head)
     if found not in limits.formats:
-        raise ImageRejectedError("unsupported_format", f"This is {name}; it must be {_listed(limits.formats)}.")
+        how = f" HEIC needs {HEIF_EXTRA}, and to be among `Limits.formats`." if found == "HEIC" else ""
+        raise ImageRejectedError("unsupported_format", f"This is {name}; it must be {_listed(limits.formats)}.{how}")
     return found
+
+
+def _brand(head: bytes) -> str | None:
+    if head[4:8] != b"ftyp":
+        return None
+    end = min(int.from_bytes(head[:4]), len(head))
+    brands = [head[8:12], *(head[place : place + 4] for place in range(16, end, 4))]
+    if brands[0] in _GENERAL_BRANDS:
+        return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), "HEIC")
+    return _BRANDS.get(brands[0])
 
 
 def _name_of(head: bytes) -> str:
     if head[4:8] == b"ftyp":
-        return _BRANDS.get(head[8:12], "an MP4 or QuickTime video")
+        return "an MP4 or QuickTime video"
     for signature, name in _OTHERS:
         if head.startswith(signature):
             return name
@@ -74,5 +91,5 @@ def _name_of(head: bytes) -> str:
 
 
 def _listed(formats: tuple[str, ...]) -> str:
-    taken = [form for form in formats if form in MEDIA_TYPES]
+    taken = [form for form in formats if form in FORMATS]
     return " or ".join([", ".join(taken[:-1]), taken[-1]] if len(taken) > 1 else taken) or "nothing at all"

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+import anyio.lowlevel
+import pytest
+from PIL import Image
+
+from async_sessions import ImageRejectedError, MemoryBlobStore, open_store
+from async_sessions._budget import PixelBudget
+from async_sessions._codec import decode
+from tests.faults import FaultyBlobStore
+from tests.images import corners, encoded, png_file
+
+pytestmark = pytest.mark.anyio
+
+IMAGE = Image.new("RGB", (40, 30), "red")  # 1200 pixels
+
+
+async def test_what_is_lent_never_exceeds_the_budget() -> None:
+    budget = PixelBudget(100)
+    held, most = 0, 0
+
+    async def work(pixels: int) -> None:
+        nonlocal held, most
+        async with budget.lent(pixels):
+            held += min(pixels, 100)
+            most = max(most, held)
+            await anyio.lowlevel.checkpoint()
+            held -= min(pixels, 100)
+
+    async with anyio.create_task_group() as group:
+        for number in range(200):
+            group.start_soon(work, (number * 37) % 130)
+    assert 50 < most <= 100
+    assert budget.free == 100
+
+
+async def test_whoever_came_first_is_served_first_and_a_large_one_is_not_overtaken() -> None:
+    budget = PixelBudget(10)
+    order: list[str] = []
+    done = {name: anyio.Event() for name in "abcd"}
+
+    async def work(name: str, pixels: int) -> None:
+        async with budget.lent(pixels):
+            order.append(name)
+            await done[name].wait()
+
+    async with anyio.create_task_group() as group:
+        for name, pixels in (("a", 6), ("b", 1000), ("c", 1), ("d", 1)):
+            group.start_soon(work, name, pixels)
+            await anyio.wait_all_tasks_blocked()
+        assert order == ["a"]
+        done["a"].set()
+        await anyio.wait_all_tasks_blocked()
+        assert order == ["a", "b"]
+        done["b"].set()
+        await anyio.wait_all_tasks_blocked()
+        assert order == ["a", "b", "c", "d"]
+        done["c"].set()
+        done["d"].set()
+    assert budget.free == 10
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["task.cancel", "anyio scope"])
+@pytest.mark.parametrize("granted", [True, False], ids=["in its turn", "while it waits"])
+async def test_a_cancelled_waiter_leaks_nothing_and_holds_nobody_up(native: bool, granted: bool) -> None:
+    budget = PixelBudget(10)
+    scope = anyio.CancelScope()
+    ran: list[str] = []
+
+    async def cancelled() -> None:
+        with scope:
+            async with budget.lent(9):
+                await anyio.lowlevel.checkpoint()
+                ran.append("cancelled")
+
+    async def behind() -> None:
+        async with budget.lent(2):
+            ran.append("behind")
+
+    async with anyio.create_task_group() as group:
+        async with budget.lent(8):
+            task = asyncio.get_running_loop().create_task(cancelled())
+            await anyio.wait_all_tasks_blocked()
+            group.start_soon(behind)
+            await anyio.wait_all_tasks_blocked()
+            if not granted:
+                task.cancel() if native else scope.cancel()
+                await anyio.wait_all_tasks_blocked()
+                assert ran == ["behind"]
+        if granted:
+            task.cancel() if native else scope.cancel()
+        await asyncio.wait({task})
+    assert ran == ["behind"]
+    assert budget.free == 10
+    assert not budget._waiting
+
+
+async def test_an_error_of_the_body_gives_the_pixels_back() -> None:
+    budget = PixelBudget(10)
+    with pytest.raises(LookupError):
+        async with budget.lent(10):
+            raise LookupError
+    assert budget.free == 10
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        open_store("memory://", decode_pixels=0)
+
+
+async def test_uploads_wait_for_each_other_until_their_pixels_are_stored() -> None:
+    blobs = FaultyBlobStore()
+    async with open_store(blobs, cleanup_interval=None, decode_pixels=2500) as store:
+        budget = store._context().budget
+        sessions = [await store.create_session() for _ in range(5)]
+        gate, two_put = anyio.Event(), anyio.Event()
+        putting = 0
+
+        def count(key: str) -> anyio.Event | None:
+            nonlocal putting
+            if not key.startswith("blobs/") or gate.is_set():
+                return None
+            putting += 1
+            if putting == 2:
+                two_put.set()
+            return gate
+
+        blobs.before_put = count
+        async with anyio.create_task_group() as group:
+            for session in sessions:
+                group.start_soon(session.store_image, IMAGE, "start")
+            await two_put.wait()
+            await anyio.wait_all_tasks_blocked()
+            assert (putting, budget.free) == (2, 100)
+            assert len(budget._waiting) == 3
+            gate.set()
+        assert [await session.has_image("start") for session in sessions] == [True] * 5
+        assert budget.free == 2500
+
+
+async def test_cold_reads_share_the_budget_with_uploads_and_warm_ones_need_none() -> None:
+    blobs = MemoryBlobStore()
+    async with open_store(blobs, cleanup_interval=None) as store:
+        session = await store.create_session()
+        await session.store_images({"a": IMAGE, "b": IMAGE})
+    async with open_store(blobs, cleanup_interval=None, decode_pixels=1200) as store:
+        budget = store._context().budget
+        session = await store.restore_session(session.id or "")
+        await session.retrieve_image("a")
+        async with budget.lent(1200):
+            await session.retrieve_image("a")
+            with anyio.move_on_after(0.05) as scope:
+                await session.retrieve_image("b")
+            assert scope.cancelled_caught
+        assert (await session.retrieve_image("b")).size == (40, 30)
+        assert budget.free == 1200
+
+
+async def test_two_calls_that_store_several_images_do_not_wait_for_each_other_for_ever() -> None:
+    async with open_store("memory://", decode_pixels=2400) as store, anyio.create_task_group() as group:
+        for _ in range(4):
+            session = await store.create_session()
+            group.start_soon(session.store_images, {"a": IMAGE, "b": IMAGE})
+
+
+async def test_an_image_larger_than_the_budget_is_stored_alone() -> None:
+    async with open_store("memory://", decode_pixels=1) as store:
+        session = await store.create_session()
+        async with anyio.create_task_group() as group:
+            for slot in "abc":
+                group.start_soon(session.store_image, IMAGE, slot)
+        assert set((await session.info()).images) == set("abc")
+
+
+async def test_a_refused_image_gives_its_pixels_back() -> None:
+    async with open_store("memory://") as store:
+        session = await store.create_session()
+        data = png_file(40, 30, 8, 0, rows=bytes(30 * 41 - 7))
+        for source in (data, data[:-30], Image.new("F", (4, 4))):
+            with pytest.raises(ImageRejectedError):
+                await session.store_image(source, "start")
+        assert store._context().budget.free == store._context().budget.pixels
+
+
+@pytest.mark.parametrize(
+    ("media_type", "orientation", "times"),
+    [("image/jpeg", 1, 1), ("image/jpeg", 6, 2), ("image/png", 1, 1), ("image/webp", 1, 4)],
+)
+def test_what_takes_more_memory_counts_for_more(media_type: str, orientation: int, times: int) -> None:
+    assert decode.peak(100, media_type, orientation) == 100 * times
+
+
+async def test_a_webp_counts_four_times_when_it_is_stored() -> None:
+    async with open_store("memory://", decode_pixels=10_000) as store:
+        session = await store.create_session()
+        budget = store._context().budget
+        async with budget.lent(10_000 - 4 * 48 * 32 + 1):
+            with anyio.move_on_after(0.05) as scope:
+                await session.store_image(encoded(corners(), "WEBP"), "start")
+            assert scope.cancelled_caught
+        await session.store_image(encoded(corners(), "WEBP"), "start")
