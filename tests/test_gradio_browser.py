@@ -172,7 +172,7 @@ def test_two_photographs_live_through_reload_tabs_and_kill_and_become_a_video(
     page.get_by_role("tab", name="Your session").click()
     page.get_by_role("button", name="Clear").click()
     wait_until(lambda: not files_below(server.folder / "root", "blobs", incarnation))
-    expect(page.get_by_text("No images")).to_be_visible()
+    expect(page.get_by_text("Nothing is kept yet")).to_be_visible()
     page.get_by_role("tab", name="Generate").click()
     expect(page.locator("#start img, #end img, #video video")).to_have_count(0)
     opened(page, server.url)
