@@ -28,7 +28,11 @@ BlobData: TypeAlias = bytes | Path | AsyncIterable[bytes]
 
 
 class Blob(msgspec.Struct, frozen=True):
-    """A blob's bytes, and the version that a compare-and-swap names."""
+    """A blob's bytes, and the version that a compare-and-swap names.
+
+    A version that is the SHA-256 of the data, in hexadecimal, is taken as proof that the data is whole: a backend that
+    uses it computes it from what it has read, every time.
+    """
 
     data: bytes
     version: str
