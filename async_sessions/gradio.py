@@ -98,7 +98,8 @@ class GradioSessions:
         """Keep the images that users put into `images`, by slot, and the values that they give `state`, by name.
 
         Call it once, in the Blocks, when the components exist; they keep their own listeners and `type`. Images are
-        stored as uploaded, values as the browser sends them. An image that code sets is not stored. `InvalidKeyError`
+        stored as uploaded, values as the browser sends them. What code sets or a
+        webcam takes is stored when `bind_generate` uses it. `InvalidKeyError`
         for a slot's name that is not well formed.
         """
         page = page_in_progress("bind")
