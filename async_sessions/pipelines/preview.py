@@ -20,10 +20,11 @@ import av
 import msgspec
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
-from PIL import Image, ImageOps
+from PIL import Image
 
 from async_sessions.errors import InvalidRequestError
 from async_sessions.jobs import PipelineSpec
+from async_sessions.renditions import fit
 
 if TYPE_CHECKING:
     from async_sessions._reading import StoredImage
@@ -43,7 +44,6 @@ DEFAULTS: Final[Mapping[str, Any]] = {
 }
 MULTIPLE = 16  # sides are multiples of it, as those of the models that the preview stands in for
 MAX_FRAMES, MAX_FPS, MIN_SIDE, MAX_SIDE = 1000, 120, 16, 4096
-NEUTRAL = (128, 128, 128)  # what shows through transparent pixels
 MORPH_ZOOM, PUSH_IN = 0.05, 0.15  # how much closer a frame gets to its image at most
 ENCODER = {"crf": "16", "preset": "veryfast"}
 
@@ -91,7 +91,7 @@ class PreviewPipeline:
         images = {role: anyio.from_thread.run(image.image) for role, image in inputs.items()}
         first = images.get("start") or images.get("end")
         size = _size(params, first.size if first else (832, 480))
-        start, end = (_cropped(images[role], size) if role in images else None for role in ("start", "end"))
+        start, end = (fit(images[role], size) if role in images else None for role in ("start", "end"))
         return Scene(start=start, end=end, colours=_colours(params), size=size, frames=frames, fps=fps)
 
     def generate(self, prepared: Scene, params: Mapping[str, Any], context: JobContext) -> Mapping[str, Output]:
@@ -170,16 +170,6 @@ def _colours(params: Mapping[str, Any]) -> tuple[tuple[float, float, float], ...
         colorsys.hsv_to_rgb((hue + index * spread) % 1, 0.45 + byte / 600, 0.55 + 0.15 * index)
         for index, byte in enumerate(digest[2:5])
     )
-
-
-def _cropped(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """RGB pixels that cover `size`, the rest cut off evenly; what is transparent becomes a neutral grey."""
-    if image.mode.startswith("I"):  # 16-bit grey
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        fitted = ImageOps.fit(image.convert("RGBA"), size, Image.Resampling.LANCZOS)
-        return Image.alpha_composite(Image.new("RGBA", size, (*NEUTRAL, 255)), fitted).convert("RGB")
-    return ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
 
 
 def _size(params: Mapping[str, Any], shape: tuple[int, int]) -> tuple[int, int]:
