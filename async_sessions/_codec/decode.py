@@ -40,6 +40,7 @@ _SCANNERS: Final[dict[str, Callable[[bytes | bytearray, Limits], Rebuilt]]] = {
 }
 _TAKEN: Final = Limits(max_pixels=sys.maxsize, max_side=sys.maxsize)  # what is stored is within the limits of its time
 _QUALITY: Final = 80
+_EFFORT: Final = 2  # of WebP's 0 to 6; 4, its default, takes 4 ms longer for 2 % fewer bytes
 _PROFILE_BYTES: Final = 16 * KIB  # a larger colour profile is not worth its place in a thumbnail
 
 # What Pillow's decoders were seen to raise on damaged files.
@@ -113,7 +114,7 @@ def thumbnail(image: Image.Image) -> bytes:
     if profile[16:20] != b"RGB " or len(profile) > _PROFILE_BYTES:
         profile = b""
     written = io.BytesIO()
-    small.save(written, "WEBP", quality=_QUALITY, icc_profile=profile)
+    small.save(written, "WEBP", quality=_QUALITY, method=_EFFORT, icc_profile=profile)
     return written.getvalue()
 
 
