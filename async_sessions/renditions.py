@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import math
-from typing import Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from PIL import Image
 
 from async_sessions._codec.modes import displayable
+
+if TYPE_CHECKING:
+    import torch
 
 Fit: TypeAlias = Literal["cover", "contain", "stretch"]
 Colour: TypeAlias = tuple[int, int, int]
@@ -59,6 +62,18 @@ def area_size(width: int, height: int, max_area: int, multiple: int) -> tuple[in
     sides = math.sqrt(max_area / ratio), math.sqrt(max_area * ratio)
     across, down = (max(multiple, round(side) // multiple * multiple) for side in sides)
     return across, down
+
+
+def to_tensor(image: Image.Image, *, pin_memory: bool = False) -> torch.Tensor:
+    """`image` for a pipeline: float32 in [0, 1] of shape (1, 3, height, width), contiguous, its own memory.
+
+    Of any mode; what is transparent becomes grey, see `fit`. With `pin_memory` it lies in page-locked memory, where
+    there is an accelerator, so that `tensor.to(device, non_blocking=True)` copies while the device works. Needs torch,
+    which the extra `wan` brings.
+    """
+    from async_sessions import _tensor  # needs an extra
+
+    return _tensor.of_rgb(image if image.mode == "RGB" else fit(image, image.size), pinned=pin_memory)
 
 
 def least_size(source: tuple[int, int], size: tuple[int, int], mode: Fit) -> tuple[int, int]:

@@ -17,7 +17,7 @@ PACKAGE = Path(async_sessions.__file__).parent
 FLOORS = [
     {"errors"},
     {"records", "_manifest", "_keys", "_tasks", "_budget", "_events", "_lane"},
-    {"_codec", "blobs", "renditions"},
+    {"_codec", "blobs", "renditions", "_tensor"},
     {"_ingest", "_cache", "_manifests", "_reading"},
     {"_context", "_life", "session", "store", "janitor", "_pipeline"},
     {"jobs", "_run"},
@@ -109,7 +109,7 @@ class OnlyCore(MetaPathFinder):
         return None
 
 sys.meta_path.insert(0, OnlyCore())
-import async_sessions, async_sessions.jobs, async_sessions.dispatch, async_sessions.asgi
+import async_sessions, async_sessions.jobs, async_sessions.dispatch, async_sessions.asgi, async_sessions.renditions
 assert not {"gradio", "torch", "av", "typer", "starlette"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
