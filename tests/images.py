@@ -120,7 +120,8 @@ def jpeg_with_exif(orientation: int = 6, gps: bool = True, image: Image.Image | 
 
 
 def srgb_profile() -> bytes:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile[:24] + bytes(12) + profile[36:]  # without the second in which it was made
 
 
 def cmyk_profile() -> bytes:
