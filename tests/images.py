@@ -212,6 +212,16 @@ def webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
     return found
 
 
+def payload(data: bytes) -> list[bytes]:
+    """The compressed pixels of a file without trailing data, with the tables that they need, piece by piece."""
+    if data.startswith(PNG_SIGNATURE):
+        return [body for kind, body in png_chunks(data) if kind == b"IDAT"]
+    if data.startswith(b"RIFF"):
+        return [body for kind, body in webp_chunks(data) if kind in (b"VP8 ", b"VP8L", b"ALPH")]
+    segments = jpeg_segments(data.removesuffix(b"\xff\xd9"))
+    return [body for marker, body in segments if not 0xE0 <= marker <= 0xFE]
+
+
 # --- what the codec makes of them
 
 

@@ -15,6 +15,7 @@ from async_sessions._codec import decode, encode
 from async_sessions._codec.sniff import sniff
 from async_sessions.errors import ImageRejectedError
 from async_sessions.records import Limits
+from tests.corpus import foreign
 from tests.images import (
     PNG_SIGNATURE,
     cmyk_profile,
@@ -25,7 +26,6 @@ from tests.images import (
     jpeg_segments,
     jpeg_with_exif,
     photo,
-    photo_path,
     photograph,
     png_chunk,
     png_chunks,
@@ -42,40 +42,14 @@ from tests.images import (
 LIMITS = Limits()
 
 
-def _ftyp(brand: bytes) -> bytes:
-    return b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1miaf" + bytes(100)
-
-
 @pytest.mark.parametrize(
     ("data", "name"),
     [
-        (photo_path("no_time_for_that_tiny.gif").read_bytes(), "a GIF"),
-        (encoded(corners(), "GIF"), "a GIF"),
-        (encoded(corners(), "BMP"), "a BMP"),
-        (photo_path("multipage.tif").read_bytes(), "a TIFF"),
-        (b"MM\0*" + bytes(50), "a TIFF"),
-        (_ftyp(b"avif"), "an AVIF"),
-        (_ftyp(b"avis"), "an AVIF"),
-        (_ftyp(b"heic"), "a HEIC"),
-        (_ftyp(b"mif1"), "a HEIC"),
-        (_ftyp(b"isom"), "an MP4"),
-        (_ftyp(b"qt  "), "an MP4 or QuickTime"),
-        (b"\x1a\x45\xdf\xa3" + bytes(50), "a WebM"),
-        (b"\xff\x0a" + bytes(50), "a JPEG XL"),
-        (encoded(corners(), "JPEG2000"), "a JPEG 2000"),
-        (encoded(corners(), "ICO"), "an icon"),
-        (encoded(corners(), "PDF"), "a PDF"),
-        (encoded(corners(), "EPS"), "a PostScript"),
-        (b"8BPS\0\1" + bytes(50), "a Photoshop"),
-        (b"qoif" + bytes(50), "a QOI"),
-        (b"PK\x03\x04" + bytes(50), "a ZIP"),
-        (b"RIFF\x64\0\0\0WAVEfmt ", "an AVI or WAV"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG"),
-        (b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- drawn -->\n<SVG/>', "an SVG"),
-        (b"<!DOCTYPE html><html></html>", "an HTML page"),
-        (b"hello", "not an image"),
-        (bytes(1000), "not an image"),
-        (b"\xff\xff\xff\xff", "not an image"),
+        *foreign.FILES,
+        (foreign.ftyp(b"avif"), "an AVIF"),
+        (foreign.ftyp(b"avis"), "an AVIF"),
+        (foreign.ftyp(b"heic"), "a HEIC"),
+        (foreign.ftyp(b"mif1"), "a HEIC"),
     ],
 )
 def test_what_is_not_taken_is_refused_by_its_name(data: bytes, name: str) -> None:
