@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import Any
 
 import pillow_heif
@@ -45,6 +46,9 @@ def _renamed(data: bytes, old: bytes, new: bytes) -> bytes:
     return data.replace(old, new, 1)
 
 
+# Units of AV1: a sequence header, and one of a kind that decoders skip.
+_HEADER = b"\x0a\x09" + bytes.fromhex("18157fbda2021a0d08")  # of 64 x 48 pixels
+_NOTHING = b"\x7a\0"
 _AVIF = avif(photograph(64, 48), exif=exif(6))
 _HEIC = heic(photograph(64, 48), exif=exif(1))
 
@@ -92,6 +96,25 @@ def _refused(make: Callable[..., bytes], whole: bytes) -> dict[str, Refused]:
     }  # fmt: skip
 
 
+def _made(*items: bytes, iloc: bytes = b"", ipma: bytes = b"") -> bytes:
+    """An AVIF of these items, each a row of AV1 units, or with these boxes in the place of those that belong to it."""
+    numbers, starts = range(len(items)), accumulate(map(len, items), initial=0)
+    entries = [box(b"infe", struct.pack(">B3xHH4sx", 2, number, 0, b"av01")) for number in numbers]
+    places = [
+        struct.pack(">4HII", number, 1, 0, 1, start, len(item))
+        for number, start, item in zip(numbers, starts, items, strict=False)
+    ]
+    sizes = struct.pack(">4xI", len(items)) + b"".join(struct.pack(">HBB", number, 1, 1) for number in numbers)
+    parts = [
+        box(b"pitm", bytes(6)),
+        box(b"iinf", struct.pack(">4xH", len(items)) + b"".join(entries)),
+        box(b"iloc", iloc or struct.pack(">B3xBBH", 1, 0x44, 0, len(items)) + b"".join(places)),
+        box(b"iprp", box(b"ipco", box(b"ispe", struct.pack(">4xII", 64, 48))) + box(b"ipma", ipma or sizes)),
+        box(b"idat", b"".join(items)),
+    ]
+    return box(b"ftyp", b"avif\0\0\0\0avifmif1") + box(b"meta", bytes(4) + b"".join(parts))
+
+
 REFUSED: dict[str, Refused] = {
     **{f"AVIF, {name}": refused for name, refused in _refused(avif, _AVIF).items()},
     **{f"HEIC, {name}": refused for name, refused in _refused(heic, _HEIC).items()},
@@ -101,6 +124,19 @@ REFUSED: dict[str, Refused] = {
     ),
     "AVIF, 65 million pixels": (lambda: lying(_AVIF, 8125, 8000), "too_many_pixels"),
     "AVIF, 1.1 MB of XMP": (lambda: avif(corners(), xmp=bytes(1_100_000)), "metadata_bomb"),
+    "AVIF, 65,535 parts in 20,000 places each": (
+        # with every field stated as of no size, a place takes no bytes
+        lambda: _made(iloc=struct.pack(">4xBBH", 0, 0, 65_535) + struct.pack(">3H", 0, 0, 20_000) * 65_535),
+        "metadata_bomb",
+    ),
+    "AVIF, a million properties": (
+        lambda: _made(ipma=struct.pack(">4xI", 4000) + (b"\0\0\xff" + 255 * b"\1") * 4000), "metadata_bomb",
+    ),
+    "AVIF, 30,000 units": (lambda: _made(_HEADER + 30_000 * _NOTHING), "metadata_bomb"),
+    "AVIF, 30,000 units in 10 parts": (lambda: _made(*10 * [_HEADER + 3000 * _NOTHING]), "metadata_bomb"),
+    "AVIF, 1001 parts": (lambda: _made(*1001 * [_HEADER]), "metadata_bomb"),
+    "AVIF, a picture that is described twice": (lambda: _made(_HEADER + _HEADER), "corrupt"),
+    "AVIF, a picture that is described and not there": (lambda: _made(_HEADER), "corrupt"),
     "AVIF, a picture without its header": (lambda: _without_picture(), "truncated"),
 }  # fmt: skip
 
