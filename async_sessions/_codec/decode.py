@@ -42,10 +42,10 @@ _TAKEN: Final = Limits(max_pixels=sys.maxsize, max_side=sys.maxsize)  # what is 
 _QUALITY: Final = 80
 _PROFILE_BYTES: Final = 16 * KIB  # a larger colour profile is not worth its place in a thumbnail
 
-# What Pillow's decoders were seen to raise on damaged files.
+# What Pillow's decoders were seen to raise on damaged files; the last, where an application makes errors of warnings.
 PILLOW_ERRORS: Final = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error,
-    Image.DecompressionBombError, RuntimeError,
+    Image.DecompressionBombError, RuntimeError, UserWarning,
 )  # fmt: skip
 
 
