@@ -71,17 +71,6 @@ def test_an_image_beyond_the_limits_is_refused_before_it_is_decoded() -> None:
     assert refusal(data, Limits(max_side=319)) == "too_many_pixels"
 
 
-@MAKERS
-def test_damage_is_refused_or_taken_but_never_another_error(make: Any) -> None:
-    data = make(photograph(64, 48))
-    chance = np.random.default_rng(0)
-    for _ in range(400):
-        changed = bytearray(data)
-        for place in chance.integers(0, 400, 2):
-            changed[place] = chance.integers(0, 256)
-        refusal(bytes(changed), LIMITS)
-
-
 @pytest.mark.anyio
 async def test_both_are_stored_as_png_without_metadata() -> None:
     async with open_store("memory://", limits=LIMITS) as store:
