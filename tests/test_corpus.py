@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from async_sessions import ImageRejectedError, Session, open_store
-from tests import corpus
+from tests import bounds, corpus
 from tests.images import payload
 
 pytestmark = pytest.mark.anyio
@@ -93,3 +94,8 @@ async def test_what_has_its_only_fault_in_what_is_dropped_is_taken(name: str) ->
         session = await store.create_session()
         await session.store_image(make(), "start")
         assert await session.retrieve_bytes("start") == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process")
+def test_no_refusal_takes_more_memory_than_it_may() -> None:
+    assert not [cost for cost in bounds.costs() if cost.memory > cost.most_memory]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from PIL import Image
 
+from async_sessions.records import MIB
 from tests.corpus.base import ARCHIVE, NOTE, PAGE, SCRIPT, XMP, Forgiven, Make, Refused, cuts, tails
 from tests.images import (
     cmyk_profile,
@@ -162,6 +163,8 @@ REFUSED: dict[str, Refused] = {
         lambda: PROGRESSIVE.replace(SCAN, 40 * segment(0xE5, bytes(50_000)) + SCAN), "metadata_bomb",
     ),
     "65,535 empty parts": (lambda: after_soi(65_535 * segment(0xE3, b"")), "metadata_bomb"),
+    "30 MB of a scan without an end": (lambda: SMALL[:-2] + bytes(30 * MIB), "truncated"),
+    "30 MB of restarts without an end": (lambda: SMALL[:-2] + b"\xff\xd0" * 15 * MIB, "truncated"),
     "no frame": (lambda: _without(0xC0), "corrupt"),
     "no Huffman tables and a progressive frame": (
         lambda: jpeg_of([part for part in jpeg_segments(PROGRESSIVE) if part[0] != 0xC4]), "corrupt",
@@ -216,6 +219,8 @@ TAKEN: dict[str, Make] = {
     "CMYK as YCCK": lambda: encoded(photograph(65, 49).convert("CMYK"), "JPEG").replace(
         b"Adobe\0\x64\0\0\0\0\0", b"Adobe\0\x64\0\0\0\0\2"
     ),
+    # No decoder can tell, and browsers show the upper half, too.
+    "a file cut in half and given an end": lambda: photo("rocket.jpg")[:50_000] + b"\xff\xd9",
     "EXIF that is a loop": lambda: after_soi(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\x08")),
     "a thumbnail that is not there": lambda: after_soi(
         segment(0xE0, b"JFIF\0\1\2\1\0\x48\0\x48\xff\xff"), _without(0xE0)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from async_sessions.records import MIB
 from tests.corpus.base import ARCHIVE, NOTE, PAGE, SCRIPT, XMP, Forgiven, Make, Refused, cuts, tails
 from tests.images import (
     PNG_SIGNATURE,
@@ -145,6 +146,10 @@ REFUSED: dict[str, Refused] = {
     "2^62 pixels": (lambda: _headed(struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 6, 0, 0, 0)), "too_many_pixels"),
     "a million frames": (
         lambda: png_file(4, 4, 8, 0, before=png_chunk(b"acTL", struct.pack(">II", 1_000_000, 0))), "too_many_frames",
+    ),
+    "30 MB of pixels, cut": (lambda: png_file(4, 4, 8, 0, pixels=idat(bytes(30 * MIB)))[:-13], "truncated"),
+    "30 MB of pixels and a wrong CRC": (
+        lambda: with_wrong_crc(png_file(4, 4, 8, 0, pixels=idat(bytes(30 * MIB))), b"IDAT"), "corrupt",
     ),
     "2 MB of XMP": (
         lambda: png_file(4, 4, 8, 0, before=png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + bytes(2_000_000))),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from async_sessions.records import MIB
 from tests.corpus.base import ARCHIVE, NOTE, PAGE, XMP, Forgiven, Make, Refused, cuts, tails
 from tests.images import encoded, exif, photograph, rgba_png, srgb_profile, webp_chunks, webp_file
 
@@ -87,6 +88,7 @@ REFUSED: dict[str, Refused] = {
     "a lossy picture that says it is lossless": (lambda: webp_file((b"VP8L", PICTURE[1])), "corrupt"),
     "a picture of each kind": (lambda: webp_file(PICTURE, webp_chunks(LOSSLESS)[0]), "corrupt"),
     "a frame of an animation": (lambda: webp_file(header(), PICTURE, (b"ANMF", bytes(16))), "too_many_frames"),
+    "30 MB of a picture that is none": (lambda: webp_file((b"VP8 ", bytes(30 * MIB))), "corrupt"),
     "a chunk of 4 GB": (
         lambda: webp_file(PICTURE, (b"abcd", b"")).replace(b"abcd" + bytes(4), b"abcd\xff\xff\xff\xff"), "truncated",
     ),
