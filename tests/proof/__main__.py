@@ -14,6 +14,7 @@ import anyio
 from async_sessions.records import MIB
 from tests import bounds, test_processes
 from tests.proof.fuzz import fuzz
+from tests.proof.stores import stores
 
 
 def kills(root: Path) -> str:
@@ -51,6 +52,7 @@ PROOFS: dict[str, Callable[[Path], str]] = {
     "two_processes": two_processes,
     "refusals": refusals,
     "fuzz": fuzz,
+    "stores": stores,
 }
 
 
