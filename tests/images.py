@@ -120,7 +120,8 @@ def jpeg_with_exif(orientation: int = 6, gps: bool = True, image: Image.Image | 
 
 
 def srgb_profile() -> bytes:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile[:24] + bytes(12) + profile[36:]  # without the second in which it was made
 
 
 def cmyk_profile() -> bytes:
@@ -209,6 +210,16 @@ def webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
         found.append((kind, data[position + 8 : position + 8 + length]))
         position += 8 + length + length % 2
     return found
+
+
+def payload(data: bytes) -> list[bytes]:
+    """The compressed pixels of a file without trailing data, with the tables that they need, piece by piece."""
+    if data.startswith(PNG_SIGNATURE):
+        return [body for kind, body in png_chunks(data) if kind == b"IDAT"]
+    if data.startswith(b"RIFF"):
+        return [body for kind, body in webp_chunks(data) if kind in (b"VP8 ", b"VP8L", b"ALPH")]
+    segments = jpeg_segments(data.removesuffix(b"\xff\xd9"))
+    return [body for marker, body in segments if not 0xE0 <= marker <= 0xFE]
 
 
 # --- what the codec makes of them

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -12,6 +13,7 @@ from async_sessions._budget import PixelBudget
 from async_sessions._codec import decode
 from tests.faults import FaultyBlobStore
 from tests.images import corners, encoded, png_file
+from tests.proof import stores
 
 pytestmark = pytest.mark.anyio
 
@@ -202,3 +204,7 @@ async def test_a_webp_counts_four_times_when_it_is_stored() -> None:
                 await session.store_image(encoded(corners(), "WEBP"), "start")
             assert scope.cancelled_caught
         await session.store_image(encoded(corners(), "WEBP"), "start")
+
+
+async def test_images_of_every_kind_are_stored_at_once_without_a_blocking_call(tmp_path: Path) -> None:
+    await stores.store_at_once(tmp_path / "root", stores.sources(1600, 1200), 8)

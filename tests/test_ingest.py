@@ -315,13 +315,6 @@ async def test_a_path_gives_its_name_unless_there_is_another() -> None:
     assert (await take(photo("chelsea.png"))).source_name is None
 
 
-async def test_hostile_files_are_refused_with_a_reason() -> None:
-    assert await refusal(photo("chelsea.png")[:-100]) == "truncated"
-    assert await refusal(encoded(corners(), "GIF")) == "unsupported_format"
-    assert await refusal(png_file(8000, 8001, 8, 0, pixels=b"")) == "too_many_pixels"
-    assert await refusal(encoded(corners(), "WEBP"), Limits(formats=("JPEG", "PNG"))) == "unsupported_format"
-
-
 async def test_pixels_beyond_pillows_own_limit_are_a_matter_of_ours() -> None:
     limits = Limits(max_pixels=200_000_000, max_side=20_000)
     filters = list(warnings.filters)

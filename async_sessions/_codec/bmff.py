@@ -8,13 +8,16 @@ picture itself.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from async_sessions._codec.base import Rebuilt, check_metadata, check_size, corrupt, truncated
 from async_sessions.errors import ImageRejectedError
-from async_sessions.records import KIB, Limits
+
+if TYPE_CHECKING:
+    from async_sessions.records import Limits
 
 MAX_ITEMS: Final = 1000  # tiles of a grid, for the most part
 
@@ -22,7 +25,7 @@ _SEQUENCES: Final = (b"avis", b"msf1", b"hevc", b"hevx", b"heis")
 _CODED: Final = (b"av01", b"hvc1", b"hev1")
 _DERIVED: Final = (b"grid", b"iden", b"iovl", b"tmap")
 _SEQUENCE_HEADER: Final = 1
-_OBU_HEADERS: Final = 16 * KIB  # bytes of a sequence header that are looked at
+_HEADER_BYTES: Final = 128  # of a sequence header that are looked at; 32 operating points take 96
 
 
 class Box(NamedTuple):
@@ -73,10 +76,10 @@ def rebuild(data: bytes | bytearray, limits: Limits, form: str) -> Rebuilt:
         raise ImageRejectedError("unsupported_format", f"This {form} file holds no picture that is known here.")
     others = sum(len(part) for item, kind in parts.kinds.items() if kind not in _CODED for part in parts.bodies[item])
     check_metadata(len(metas[0].body) + others, 0)
-    coded = 0
+    coded, units = 0, itertools.count(1)
     for item, kind in parts.kinds.items():
         if kind in _CODED:
-            coded += _coded_pixels(item, parts, form, limits)
+            coded += _coded_pixels(item, parts, form, limits, units)
     if coded > 2 * limits.max_pixels:  # a picture and its transparency
         raise ImageRejectedError("too_many_pixels", f"The pictures in this {form} file have too many pixels together.")
     return Rebuilt(data=bytes(data), width=width, height=height, coded=coded)
@@ -143,7 +146,11 @@ def _bodies(iloc: memoryview, view: memoryview, idat: memoryview, form: str) -> 
     first, second = reader.take(1), reader.take(1)
     offset_size, length_size, base_size = first >> 4, first & 15, second >> 4
     index_size = second & 15 if version in (1, 2) else 0
+    places = itertools.count(
+        1
+    )  # of all items together: where every field is stated as of no size, a place takes no bytes
     for _ in range(reader.take(2 if version < 2 else 4)):
+        check_metadata(0, next(places))
         item = reader.take(2 if version < 2 else 4)
         method = reader.take(2) & 15 if version in (1, 2) else 0
         if reader.take(2) or method > 1:
@@ -151,13 +158,13 @@ def _bodies(iloc: memoryview, view: memoryview, idat: memoryview, form: str) -> 
         source = idat if method else view
         base, parts = reader.take(base_size), []
         for _ in range(reader.take(2)):
+            check_metadata(0, next(places))
             reader.take(index_size)
             start = base + reader.take(offset_size)
             length = reader.take(length_size) or len(source) - start
             if start + length > len(source) or length < 0:
                 raise truncated(form)
             parts.append(source[start : start + length])
-            check_metadata(0, len(parts))
         yield item, parts
 
 
@@ -169,41 +176,40 @@ def _sizes(iprp: memoryview, form: str) -> Iterator[tuple[int, tuple[int, int]]]
             properties += _boxes(box.body, form)
         elif box.kind == b"ipma":
             associations.append(box.body)
+    number = itertools.count(1)
     for body in associations:
         reader = Reader(body)
         flags = reader.take(4)
         wide, large = flags & 1, flags >> 24 > 0
         for _ in range(reader.take(4)):
+            check_metadata(0, next(number))
             item = reader.take(4 if large else 2)
             for _ in range(reader.take(1)):
+                check_metadata(0, next(number))
                 index = reader.take(2) & 0x7FFF if wide else reader.take(1) & 0x7F
                 if 0 < index <= len(properties) and properties[index - 1].kind == b"ispe":
                     size = Reader(properties[index - 1].body[4:])
                     yield item, (size.take(4), size.take(4))
 
 
-def _coded_pixels(item: int, parts: Parts, form: str, limits: Limits) -> int:
+def _coded_pixels(item: int, parts: Parts, form: str, limits: Limits, units: Iterator[int]) -> int:
     width, height = parts.sizes.get(item, (0, 0))
     check_size(width, height, limits)
     if parts.kinds[item] != b"av01":
         return width * height
-    sizes = list(_frame_sizes(b"".join(parts.bodies[item])))
-    if not sizes:
-        raise truncated(form)
-    for across, down in sizes:
-        check_size(across, down, limits)
-        if (across, down) != (width, height):
-            raise corrupt(form, "its header and its picture differ in size")
+    bodies = parts.bodies[item]
+    across, down = _frame_size(bodies[0] if len(bodies) == 1 else memoryview(b"".join(bodies)), units)
+    check_size(across, down, limits)
+    if (across, down) != (width, height):
+        raise corrupt(form, "its header and its picture differ in size")
     return width * height
 
 
-def _frame_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """The largest frame that each sequence header among the OBUs allows."""
-    view, position = memoryview(data), 0
-    for count in range(len(data)):
-        if position >= len(view):
-            return
-        check_metadata(0, count)
+def _frame_size(view: memoryview, units: Iterator[int]) -> tuple[int, int]:
+    """The largest frame that the sequence header allows, of which there is exactly one among the OBUs of an item."""
+    size, position = None, 0
+    while position < len(view):
+        check_metadata(0, next(units))
         header, position = view[position], position + 1 + (view[position] >> 2 & 1)
         length = len(view) - position
         if header & 2:
@@ -211,8 +217,13 @@ def _frame_sizes(data: bytes) -> Iterator[tuple[int, int]]:
         if position + length > len(view):
             raise truncated("AVIF")
         if header >> 3 & 15 == _SEQUENCE_HEADER:
-            yield _sequence_size(bytes(view[position : position + min(length, _OBU_HEADERS)]))
+            if size is not None:
+                raise corrupt("AVIF", "it describes its picture twice")
+            size = _sequence_size(bytes(view[position : position + min(length, _HEADER_BYTES)]))
         position += length
+    if size is None:
+        raise truncated("AVIF")
+    return size
 
 
 def _leb128(view: memoryview, position: int) -> tuple[int, int]:

@@ -43,10 +43,10 @@ _QUALITY: Final = 80
 _EFFORT: Final = 2  # of WebP's 0 to 6; 4, its default, takes 4 ms longer for 2 % fewer bytes
 _PROFILE_BYTES: Final = 16 * KIB  # a larger colour profile is not worth its place in a thumbnail
 
-# What Pillow's decoders were seen to raise on damaged files.
+# What Pillow's decoders were seen to raise on damaged files; the last, where an application makes errors of warnings.
 PILLOW_ERRORS: Final = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error,
-    Image.DecompressionBombError, RuntimeError,
+    Image.DecompressionBombError, RuntimeError, UserWarning,
 )  # fmt: skip
 
 

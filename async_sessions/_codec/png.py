@@ -78,7 +78,7 @@ def rebuild(data: bytes | bytearray, limits: Limits) -> Rebuilt:
         if kind == b"IDAT":
             if pixels and last != b"IDAT":
                 raise corrupt("PNG", "its pixels are in two places")
-            pixels.append(_sound(chunk))
+            pixels.append(chunk)
         elif kind == b"acTL" and int.from_bytes(chunk.body[:4]) > 1:
             raise ImageRejectedError("too_many_frames", "This is an animated PNG; give a still image.")
         elif kind == b"eXIf" and new:
@@ -95,7 +95,7 @@ def rebuild(data: bytes | bytearray, limits: Limits) -> Rebuilt:
         raise corrupt("PNG", "its palette is missing")
     if orientation != 1:
         kept.append(_written(b"eXIf", write_orientation(orientation)))
-    used = _inflate([chunk.body for chunk in pixels], header.inflated_size())
+    used = _inflate([_sound(chunk).body for chunk in pixels], header.inflated_size())
     if used == sum(len(chunk.body) for chunk in pixels):
         kept += [chunk.whole for chunk in pixels]
     else:  # what follows the compressed rows is trailing data, too

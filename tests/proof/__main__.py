@@ -11,7 +11,10 @@ from pathlib import Path
 
 import anyio
 
-from tests import test_processes
+from async_sessions.records import MIB
+from tests import bounds, test_processes
+from tests.proof.fuzz import fuzz
+from tests.proof.stores import stores
 
 
 def kills(root: Path) -> str:
@@ -28,7 +31,29 @@ def two_processes(root: Path) -> str:
     return f"{rounds} x 2 processes x 200 concurrent writes on one session: 0 of {rounds * 400} updates lost"
 
 
-PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "two_processes": two_processes}
+def refusals(root: Path) -> str:
+    costs = bounds.costs(tries=5)
+    over = [cost for cost in costs if cost.seconds > cost.most_seconds or cost.memory > cost.most_memory]
+    assert not over, over
+    faults = [cost for cost in costs if cost.fault == "structure"]
+    damaged = [cost for cost in costs if cost.fault == "pixels"]
+    slowest, largest = max(cost.seconds for cost in faults), max(cost.memory for cost in faults)
+    time_share = max(cost.seconds / cost.most_seconds for cost in damaged)
+    memory_share = max(cost.memory / cost.most_memory for cost in damaged)
+    return (
+        f"{len(faults)} faulty files: refused in {1000 * slowest:.0f} of 100 ms CPU and {largest / MIB:.1f} of 32 MiB; "
+        f"{len(damaged)} of 12 MP with damaged pixels: in {time_share:.0%} of the time and {memory_share:.0%} of the "
+        "memory of the whole"
+    )
+
+
+PROOFS: dict[str, Callable[[Path], str]] = {
+    "kills": kills,
+    "two_processes": two_processes,
+    "refusals": refusals,
+    "fuzz": fuzz,
+    "stores": stores,
+}
 
 
 def main() -> None:
