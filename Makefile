@@ -3,7 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 7860
 
-.PHONY: help demo test check bench proof clean
+# Gradio asks for Pillow below 13, so the other line has an environment of its own.
+BIN13 := .venv-pillow13/bin
+IMAGE_TESTS := $(wildcard tests/test_codec*.py) \
+	$(patsubst %,tests/test_%.py,budget cache corpus encode ingest renditions roundtrip session)
+
+.PHONY: help demo test pillow check bench proof clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +18,11 @@ demo: .venv/demo  ## serve the demo page on http://127.0.0.1:7860 (PORT=... for 
 
 test: .venv/dev  ## run the tests; browser tests are skipped where there is no Chromium
 	$(BIN)/python -m pytest -n 4 --cov --cov-report=term:skip-covered --cov-fail-under=93
+
+pillow: .venv/dev .venv-pillow13/test  ## the image tests on Pillow 13, and Pillow's own test images on 12 and 13
+	$(BIN13)/python -m pytest -n 4 $(IMAGE_TESTS)
+	$(BIN13)/python -m pytest -m pillow_images -s tests/test_pillow_images.py
+	$(BIN)/python -m pytest -m pillow_images -s tests/test_pillow_images.py
 
 check: .venv/dev  ## lint, format and type checks
 	$(BIN)/ruff format --check .
@@ -25,8 +35,8 @@ bench: .venv/dev  ## measure against the threaded design, side by side
 proof: .venv/dev  ## the long proofs, one figure a line
 	$(BIN)/python -m tests.proof
 
-clean:  ## remove .venv and what the tools left
-	rm -rf .venv .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove the environments and what the tools left
+	rm -rf .venv .venv-pillow13 .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -40,3 +50,8 @@ clean:  ## remove .venv and what the tools left
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ .venv/demo
+
+.venv-pillow13/test: pyproject.toml
+	$(PYTHON) -m venv .venv-pillow13
+	$(BIN13)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' 'pillow>=13'
+	@touch $@

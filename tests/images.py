@@ -29,6 +29,9 @@ PHOTOGRAPHS = (
     "motorcycle_left.png",
     "rocket.jpg",
 )
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # that PNG holds as they are
+_BANDS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
+
 PLACE = b"north of everything"  # what a GPS tag of `jpeg_with_exif` says
 CAMERA = "Box Brownie"
 
@@ -66,6 +69,21 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     written = io.BytesIO()
     image.save(written, form, **options)
     return written.getvalue()
+
+
+def noise(mode: str, width: int, height: int, seed: int = 0, *, colours: int = 256) -> Image.Image:
+    """An image of chance that is smooth enough for every filter to matter."""
+    chance = np.random.default_rng(seed)
+    if mode == "I;16":
+        return Image.fromarray(chance.integers(0, 65536, (height, width)).astype(np.uint16))
+    if mode == "1":
+        return Image.fromarray(chance.integers(0, 2, (height, width)).astype(bool))
+    if mode == "P":
+        image = Image.fromarray(chance.integers(0, colours, (height, width)).astype(np.uint8)).convert("P")
+        image.putpalette(chance.integers(0, 256, 3 * colours).astype(np.uint8).tobytes())
+        return image
+    steps = chance.integers(-9, 10, (height, width, _BANDS[mode])).cumsum(1)
+    return Image.frombytes(mode, (width, height), steps.astype(np.uint8).tobytes())
 
 
 def rgba_png(width: int = 320, height: int = 200) -> bytes:
@@ -220,6 +238,13 @@ def payload(data: bytes) -> list[bytes]:
         return [body for kind, body in webp_chunks(data) if kind in (b"VP8 ", b"VP8L", b"ALPH")]
     segments = jpeg_segments(data.removesuffix(b"\xff\xd9"))
     return [body for marker, body in segments if not 0xE0 <= marker <= 0xFE]
+
+
+def shown(data: bytes) -> Image.Image:
+    """What Pillow shows of a file, upright as browsers have it."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.info.pop("xmp", None)
+        return image.copy() if image.format == "WEBP" else ImageOps.exif_transpose(image)
 
 
 # --- what the codec makes of them

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from async_sessions import ImageRejectedError, Session, open_store
 from tests import bounds, corpus
-from tests.images import payload
+from tests.images import payload, shown
 
 pytestmark = pytest.mark.anyio
 
@@ -53,13 +52,6 @@ async def test_a_refusal_says_why_and_leaves_no_trace(name: str, root: Path, ses
     assert str(caught.value).endswith("."), "a refusal is a sentence for the user"
     assert below(root) == before
     assert await session.info() == info
-
-
-def shown(data: bytes) -> Image.Image:
-    """What Pillow shows of a file, upright as browsers have it."""
-    with Image.open(io.BytesIO(data)) as image:
-        image.info.pop("xmp", None)
-        return image.copy() if image.format == "WEBP" else ImageOps.exif_transpose(image)
 
 
 @pytest.mark.parametrize("name", [*corpus.TAKEN, *corpus.CLEANED])

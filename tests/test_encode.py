@@ -20,25 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from async_sessions._codec import filters, pngwrite
 from async_sessions._codec.encode import png
 from async_sessions.records import KIB
-from tests.images import encoded, photo, photograph, png_chunks, png_pixels, srgb_profile, take
-
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-BANDS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
-
-
-def noise(mode: str, width: int, height: int, seed: int = 0, *, colours: int = 256) -> Image.Image:
-    """An image of chance that is smooth enough for every filter to matter."""
-    chance = np.random.default_rng(seed)
-    if mode == "I;16":
-        return Image.fromarray(chance.integers(0, 65536, (height, width)).astype(np.uint16))
-    if mode == "1":
-        return Image.fromarray(chance.integers(0, 2, (height, width)).astype(bool))
-    if mode == "P":
-        image = Image.fromarray(chance.integers(0, colours, (height, width)).astype(np.uint8)).convert("P")
-        image.putpalette(chance.integers(0, 256, 3 * colours).astype(np.uint8).tobytes())
-        return image
-    steps = chance.integers(-9, 10, (height, width, BANDS[mode])).cumsum(1)
-    return Image.frombytes(mode, (width, height), steps.astype(np.uint8).tobytes())
+from tests.images import MODES, encoded, noise, photo, photograph, png_chunks, png_pixels, srgb_profile, take
 
 
 def by_pillow(data: bytes) -> Image.Image:
