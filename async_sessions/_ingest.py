@@ -117,7 +117,7 @@ def _scan_encoded(read: Callable[[], bytes | bytearray], name: str | None, limit
     form = sniff(data, limits)
     rebuilt = decode.rebuild(data, form, limits)
     pixels = max(rebuilt.coded, rebuilt.width * rebuilt.height)
-    pixels = decode.peak(pixels, MEDIA_TYPES.get(form, form), rebuilt.orientation)
+    pixels = decode.peak(rebuilt.data, MEDIA_TYPES.get(form, form), pixels, rebuilt.orientation)
     if form not in MEDIA_TYPES:
         return _Scanned(pixels, partial(_ingest_foreign, rebuilt, form, name))
     stored = bytes(data) if limits.keep_metadata else rebuilt.data

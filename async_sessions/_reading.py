@@ -135,7 +135,8 @@ class Reader:
     async def _load(self, record: ImageRecord, at_least: tuple[int, int] | None = None) -> Image.Image:
         data = await self.data(record)
         try:
-            async with self._budget.lent(decode.peak(record.pixel_count, record.media_type, record.orientation)):
+            peak = decode.peak(data, record.media_type, record.pixel_count, record.orientation)
+            async with self._budget.lent(peak):
                 load = partial(decode.load, data, record.media_type, verbatim=record.verbatim, at_least=at_least)
                 return await anyio.to_thread.run_sync(load, limiter=self._cpu)
         except ImageRejectedError as error:

@@ -11,7 +11,7 @@ from async_sessions import ImageRejectedError, MemoryBlobStore, open_store
 from async_sessions._budget import PixelBudget
 from async_sessions._codec import decode
 from tests.faults import FaultyBlobStore
-from tests.images import corners, encoded, png_file
+from tests.images import corners, encoded, exif, jpeg_in_scans, png_file, segment, take
 
 pytestmark = pytest.mark.anyio
 
@@ -185,12 +185,32 @@ async def test_a_refused_image_gives_its_pixels_back() -> None:
         assert store._context().budget.free == store._context().budget.pixels
 
 
-@pytest.mark.parametrize(
-    ("media_type", "orientation", "times"),
-    [("image/jpeg", 1, 1), ("image/jpeg", 6, 2), ("image/png", 1, 1), ("image/webp", 1, 4)],
-)
-def test_what_takes_more_memory_counts_for_more(media_type: str, orientation: int, times: int) -> None:
-    assert decode.peak(100, media_type, orientation) == 100 * times
+WIDE = corners(160, 96)
+PLAIN = encoded(WIDE, "JPEG")
+
+PEAKS: dict[str, tuple[bytes, float]] = {
+    "JPEG": (PLAIN, 1),
+    "JPEG, turned": (encoded(WIDE, "JPEG", exif=exif(6)), 2),
+    "JPEG in three scans": (jpeg_in_scans(WIDE), 2.5),
+    "JPEG, progressive": (encoded(WIDE, "JPEG", progressive=True), 1.75),
+    "JPEG, progressive, turned": (encoded(WIDE, "JPEG", progressive=True, exif=exif(6)), 2),
+    "JPEG, progressive, with all of its colour": (encoded(WIDE, "JPEG", progressive=True, subsampling=0), 2.5),
+    "JPEG, progressive, grey": (encoded(WIDE.convert("L"), "JPEG", progressive=True), 1.5),
+    "JPEG, progressive, CMYK": (encoded(WIDE.convert("CMYK"), "JPEG", progressive=True), 3),
+    "JPEG whose frame is hard to find": (PLAIN[:2] + 99 * segment(0xDD, b"\0\0") + PLAIN[2:], 3),
+    "PNG": (encoded(WIDE, "PNG"), 1),
+    "PNG, turned": (encoded(WIDE, "PNG", exif=exif(6)), 2),
+    "WEBP": (encoded(WIDE, "WEBP"), 4),
+}
+
+
+@pytest.mark.parametrize("case", PEAKS)
+def test_what_takes_more_memory_counts_for_more(case: str) -> None:
+    data, times = PEAKS[case]
+    rebuilt, image = take(data)
+    media_type = f"image/{case.split()[0].strip(',').lower()}"
+    pixels = image.width * image.height
+    assert decode.peak(rebuilt.data, media_type, pixels, rebuilt.orientation) == times * pixels
 
 
 async def test_a_webp_counts_four_times_when_it_is_stored() -> None:

@@ -15,6 +15,7 @@ from tests.images import (
     corners,
     encoded,
     exif,
+    jpeg_in_scans,
     jpeg_of,
     jpeg_segments,
     jpeg_with_exif,
@@ -169,6 +170,7 @@ TAKEN: dict[str, Callable[[], bytes]] = {
     "the standard Huffman tables left out": lambda: jpeg_of(
         [part for part in jpeg_segments(_SMALL) if part[0] != 0xC4]
     ),
+    "a scan for each channel": lambda: jpeg_in_scans(photograph(65, 49)),
     "EXIF": jpeg_with_exif,
 }
 
