@@ -51,9 +51,9 @@ def displayable(image: Image.Image) -> Image.Image:
     transparency = image.info.get("transparency")
     if image.mode in _DEEP:
         deep = _deep(image)
-        shown = Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB")
+        shown = Image.fromarray(np.right_shift(deep, 8, dtype=np.uint16).astype(np.uint8)).convert("RGB")
         if isinstance(transparency, int):
-            shown.putalpha(Image.fromarray(np.where(deep == transparency, 0, 255).astype(np.uint8)))
+            shown.putalpha(Image.fromarray((deep != transparency).view(np.uint8) * np.uint8(255)))
         return shown
     if image.mode == "CMYK":
         return _from_cmyk(image)
@@ -64,7 +64,7 @@ def displayable(image: Image.Image) -> Image.Image:
 def _deep(image: Image.Image) -> np.ndarray[tuple[int, int], np.dtype[np.uint16]]:
     # Pillow's own conversions from and between the 16-bit modes clip to 255.
     stored = np.frombuffer(image.tobytes(), _DEEP[image.mode]).reshape(image.height, image.width)
-    return stored.astype(np.uint16)
+    return stored.astype(np.uint16, copy=False)
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:

@@ -1,0 +1,130 @@
+"""What is borrowed from the budget of pixels is what is taken: measured, in a process that does nothing else."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from unittest.mock import patch
+
+import anyio
+import pytest
+from PIL import Image
+
+from async_sessions import open_store
+from async_sessions._budget import PixelBudget
+from async_sessions.records import MIB, Limits
+from tests.images import encoded, exif, jpeg_in_scans, photograph, png_chunk, png_file
+
+if TYPE_CHECKING:
+    from async_sessions._ingest import ImageSource
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+
+WIDTH: Final = 2000
+HEIGHT: Final = 1500
+SLACK: Final = 4 * MIB  # of a decoder, an encoder, and the thumbnail
+
+
+@cache
+def _picture(mode: str) -> Image.Image:
+    image = photograph(WIDTH, HEIGHT)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image.convert(mode)
+
+
+def _file(form: str, mode: str = "RGB", **options: object) -> Callable[[], bytes]:
+    return lambda: encoded(_picture(mode), form, **options)
+
+
+STORED: dict[str, Callable[[], ImageSource]] = {
+    "JPEG": _file("JPEG"),
+    "JPEG, grey": _file("JPEG", "L"),
+    "JPEG, CMYK": _file("JPEG", "CMYK"),
+    "JPEG, turned": _file("JPEG", exif=exif(6)),
+    "JPEG, progressive": _file("JPEG", progressive=True),
+    "JPEG, progressive, turned": _file("JPEG", progressive=True, exif=exif(6)),
+    "JPEG, progressive, with all of its colour": _file("JPEG", progressive=True, subsampling=0),
+    "JPEG, progressive, CMYK": _file("JPEG", "CMYK", progressive=True),
+    "JPEG in three scans": lambda: jpeg_in_scans(_picture("RGB")),
+    "PNG, grey": _file("PNG", "L", compress_level=1),
+    "PNG, grey with alpha": _file("PNG", "LA", compress_level=1),
+    "PNG, palette": _file("PNG", "P", compress_level=1),
+    "PNG": _file("PNG", compress_level=1),
+    "PNG with alpha": _file("PNG", "RGBA", compress_level=1),
+    "PNG with a transparent colour": _file("PNG", compress_level=1, transparency=(1, 1, 1)),
+    "PNG, turned": _file("PNG", compress_level=1, exif=exif(6)),
+    "PNG, 16 bits of grey": partial(png_file, WIDTH, HEIGHT, 16, 0),
+    "PNG, 16 bits of grey with a transparent one": partial(
+        png_file, WIDTH, HEIGHT, 16, 0, before=png_chunk(b"tRNS", b"\0\1")
+    ),
+    "PNG, 16 bits a sample": partial(png_file, WIDTH, HEIGHT, 16, 6),
+    "WebP": _file("WEBP", method=0),
+    "WebP with alpha": _file("WEBP", "RGBA", method=0),
+    "WebP, lossless": _file("WEBP", "RGBA", lossless=True, method=0, quality=0),
+    "AVIF": _file("AVIF", speed=10),
+    "AVIF with alpha": _file("AVIF", "RGBA", speed=10, subsampling="4:4:4"),
+}
+
+
+def measure_all() -> None:
+    """Print, for every case, the bytes that were taken and those that were borrowed; for a process of its own."""
+    taken = {}
+    anyio.run(_store, photograph(64, 48))  # what is allocated but once
+    for case, make in STORED.items():
+        source = make()
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _status("VmRSS")
+        borrowed, files = anyio.run(_store, source)
+        taken[case] = _status("VmHWM") - before, borrowed, files
+    json.dump(taken, sys.stdout)
+
+
+async def _store(source: ImageSource) -> tuple[int, int]:
+    """The bytes that storing `source` borrows, and those of files that are held beside them."""
+    pixels = 0
+    lent = PixelBudget.lent
+
+    @asynccontextmanager
+    async def noted(budget: PixelBudget, asked: int) -> AsyncIterator[None]:
+        nonlocal pixels
+        pixels = max(pixels, asked)
+        async with lent(budget, asked):
+            yield
+
+    with patch.object(PixelBudget, "lent", noted):
+        async with open_store("memory://", cache_bytes=1, limits=Limits(max_bytes=64 * MIB)) as store:
+            session = await store.create_session()
+            await session.store_image(source, "start")
+    # as it came, as it was rebuilt, and as the decoder copied it
+    return 4 * pixels, 2 * len(source) if isinstance(source, bytes) else 0
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, tuple[int, int, int]]:
+    code = "from tests.test_memory import measure_all; measure_all()"
+    # so that what is freed is given back at once
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    taken: dict[str, tuple[int, int, int]] = json.loads(done.stdout)
+    return taken
+
+
+@pytest.mark.parametrize("case", STORED)
+def test_an_image_takes_no_more_memory_than_it_borrows(case: str, measured: dict[str, tuple[int, int, int]]) -> None:
+    taken, borrowed, files = measured[case]
+    assert borrowed / 4 < taken < borrowed + files + SLACK
