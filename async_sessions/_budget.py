@@ -28,7 +28,11 @@ class PixelBudget:
 
     @asynccontextmanager
     async def lent(self, pixels: int) -> AsyncIterator[None]:
-        """Wait for `pixels` and keep them for the body; what is larger than the budget takes all of it."""
+        """Wait for `pixels` and keep them for the body; what is larger than the budget takes all of it.
+
+        Ask for all at once: who holds some while it waits for more may wait for somebody who does the same. What takes
+        none waits for nobody.
+        """
         amount = min(pixels, self.pixels)
         await self._borrow(amount)
         try:
@@ -37,7 +41,7 @@ class PixelBudget:
             self._return(amount)
 
     async def _borrow(self, amount: int) -> None:
-        if not self._waiting and amount <= self.free:
+        if not amount or (not self._waiting and amount <= self.free):
             self.free -= amount
             return
         turn = anyio.Event()

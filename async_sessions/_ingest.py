@@ -20,8 +20,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from async_sessions._codec import decode, encode
+from async_sessions._codec.base import check_size
 from async_sessions._codec.sniff import MEDIA_TYPES, sniff
 from async_sessions.errors import ImageRejectedError, StorageError
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 ImageSource: TypeAlias = "Image.Image | bytes | bytearray | memoryview | Path | npt.NDArray[Any] | AsyncIterable[bytes]"
 
 NAME_LENGTH: Final = 200
+
+_SMALL: Final = ("1", "L", "P", "I;16")  # modes of one or two bytes a pixel
+_READ: Final = {"WEBP": 4, "AVIF": 3, "HEIF": 3}  # what reading takes, where it is more than the pixels; see `peak`
 
 
 class Ingested(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,8 +83,8 @@ async def ingest(
     encoded. Raise `ImageRejectedError` for what is not an acceptable image, `StorageError` for a path that cannot be
     read, `TypeError` for what is no image source, a `str` among it.
 
-    The pixels count against `budget` until the body ends: so keep the images no longer. They are asked for at once, all
-    together, since who holds some while it waits for more may wait for somebody who does the same.
+    What this takes counts against `budget` until the body ends: so keep the images no longer. Files are read before it
+    is their turn, so those of all who wait are in memory.
     """
     scanned = {slot: await _scan(source, name, limits, limiter) for slot, source in sources.items()}
     async with budget.lent(sum(scan.pixels for scan in scanned.values())):
@@ -93,8 +98,10 @@ async def _scan(source: ImageSource, name: str | None, limits: Limits, limiter: 
         name = source.name
     scan: partial[_Scanned]
     if isinstance(source, Image.Image | np.ndarray):
-        height, width, *_ = (*source.shape, 1, 1) if isinstance(source, np.ndarray) else source.size
-        return _Scanned(height * width, partial(_ingest_pixels, source, name, limits))
+        width, height = _size_of(source)
+        if width and height:
+            check_size(width, height, limits)  # what is too large is not to wait for its turn
+        return _Scanned(pixels_of(source), partial(_ingest_pixels, source, name, limits))
     if isinstance(source, Path):
         scan = partial(_scan_encoded, partial(_read, source, limits), name, limits)
     elif isinstance(source, bytes | bytearray | memoryview):
@@ -108,6 +115,25 @@ async def _scan(source: ImageSource, name: str | None, limits: Limits, limiter: 
             f"{type(source).__name__}."
         )
     return await anyio.to_thread.run_sync(scan, limiter=limiter)
+
+
+def pixels_of(source: object) -> int:
+    """How many pixels of four bytes the copy of an image or an array and its PNG take; of anything else, none."""
+    if not isinstance(source, Image.Image | np.ndarray):
+        return 0
+    width, height = _size_of(source)
+    small = source.ndim < 3 if isinstance(source, np.ndarray) else source.mode in _SMALL
+    times = 1 if small else 2
+    if isinstance(source, ImageFile):  # which may have yet to be read
+        times += 3 if source.info.get("progressive") else _READ.get(source.format or "", 1)
+    return times * width * height
+
+
+def _size_of(source: Image.Image | npt.NDArray[Any]) -> tuple[int, int]:
+    if isinstance(source, Image.Image):
+        return source.size
+    height, width, *_ = (*source.shape, 1, 1)
+    return width, height
 
 
 def _scan_encoded(read: Callable[[], bytes | bytearray], name: str | None, limits: Limits) -> _Scanned:

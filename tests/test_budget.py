@@ -4,6 +4,7 @@ import asyncio
 
 import anyio
 import anyio.lowlevel
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,7 +16,7 @@ from tests.images import corners, encoded, exif, jpeg_in_scans, png_file, segmen
 
 pytestmark = pytest.mark.anyio
 
-IMAGE = Image.new("RGB", (40, 30), "red")  # 1200 pixels
+IMAGE = Image.new("RGB", (40, 30), "red")  # 1200 pixels; a copy and its file count as 2400
 
 
 async def test_what_is_lent_never_exceeds_the_budget() -> None:
@@ -113,7 +114,7 @@ def test_a_budget_of_nothing_is_refused() -> None:
 
 async def test_uploads_wait_for_each_other_until_their_pixels_are_stored() -> None:
     blobs = FaultyBlobStore()
-    async with open_store(blobs, cleanup_interval=None, decode_pixels=2500) as store:
+    async with open_store(blobs, cleanup_interval=None, decode_pixels=5000) as store:
         budget = store._context().budget
         sessions = [await store.create_session() for _ in range(5)]
         gate, two_put = anyio.Event(), anyio.Event()
@@ -134,11 +135,11 @@ async def test_uploads_wait_for_each_other_until_their_pixels_are_stored() -> No
                 group.start_soon(session.store_image, IMAGE, "start")
             await two_put.wait()
             await anyio.wait_all_tasks_blocked()
-            assert (putting, budget.free) == (2, 100)
+            assert (putting, budget.free) == (2, 200)
             assert len(budget._waiting) == 3
             gate.set()
         assert [await session.has_image("start") for session in sessions] == [True] * 5
-        assert budget.free == 2500
+        assert budget.free == 5000
 
 
 async def test_cold_reads_share_the_budget_with_uploads_and_warm_ones_need_none() -> None:
@@ -160,7 +161,7 @@ async def test_cold_reads_share_the_budget_with_uploads_and_warm_ones_need_none(
 
 
 async def test_two_calls_that_store_several_images_do_not_wait_for_each_other_for_ever() -> None:
-    async with open_store("memory://", decode_pixels=2400) as store, anyio.create_task_group() as group:
+    async with open_store("memory://", decode_pixels=4800) as store, anyio.create_task_group() as group:
         for _ in range(4):
             session = await store.create_session()
             group.start_soon(session.store_images, {"a": IMAGE, "b": IMAGE})
@@ -173,6 +174,34 @@ async def test_an_image_larger_than_the_budget_is_stored_alone() -> None:
             for slot in "abc":
                 group.start_soon(session.store_image, IMAGE, slot)
         assert set((await session.info()).images) == set("abc")
+
+
+async def test_an_image_that_is_too_large_is_refused_before_it_is_its_turn() -> None:
+    async with open_store("memory://") as store:
+        session = await store.create_session()
+        async with store._context().budget.lent(10**9):
+            for source in (Image.new("1", (9000, 9000)), np.broadcast_to(np.uint8(0), (9000, 9000, 3))):
+                with anyio.fail_after(10), pytest.raises(ImageRejectedError) as caught:
+                    await session.store_image(source, "start")
+                assert caught.value.reason == "too_many_pixels"
+
+
+async def test_what_takes_nothing_waits_for_nobody() -> None:
+    budget = PixelBudget(10)
+    async with budget.lent(10), anyio.create_task_group() as group:
+        waiting = anyio.CancelScope()
+
+        async def wait() -> None:
+            with waiting:
+                async with budget.lent(1):
+                    raise AssertionError
+
+        group.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(10):
+            async with budget.lent(0):
+                pass
+        waiting.cancel()
 
 
 async def test_a_refused_image_gives_its_pixels_back() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
 
 import anyio
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -30,7 +33,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/sel
 
 WIDTH: Final = 2000
 HEIGHT: Final = 1500
-SLACK: Final = 4 * MIB  # of a decoder, an encoder, and the thumbnail
+SLACK: Final = 5 * MIB  # of a decoder, an encoder, and the thumbnail
 
 
 @cache
@@ -39,6 +42,10 @@ def _picture(mode: str) -> Image.Image:
     if mode in ("RGBA", "LA"):
         image.putalpha(Image.linear_gradient("L").resize(image.size))
     return image.convert(mode)
+
+
+def _unread(form: str, **options: object) -> Image.Image:
+    return Image.open(io.BytesIO(encoded(_picture("RGB"), form, **options)))
 
 
 def _file(form: str, mode: str = "RGB", **options: object) -> Callable[[], bytes]:
@@ -70,6 +77,22 @@ STORED: dict[str, Callable[[], ImageSource]] = {
     "WebP": _file("WEBP", method=0),
     "WebP with alpha": _file("WEBP", "RGBA", method=0),
     "WebP, lossless": _file("WEBP", "RGBA", lossless=True, method=0, quality=0),
+    **{
+        f"an image in {mode}": partial(_picture, mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+    },
+    "an image of 16 bits": lambda: Image.fromarray(np.asarray(_picture("L")).astype("<u2") * 257),
+    "an image of 16 bits, the other way round": lambda: Image.frombytes(
+        "I;16B", _picture("LA").size, _picture("LA").tobytes()
+    ),
+    "an image of noise": lambda: Image.frombytes(
+        "RGBA", (WIDTH, HEIGHT), random.Random(1).randbytes(4 * WIDTH * HEIGHT)
+    ),
+    **{f"an image that is a {form} not yet read": partial(_unread, form) for form in ("JPEG", "PNG", "WEBP", "TIFF")},
+    "an image that is a progressive JPEG not yet read": partial(_unread, "JPEG", progressive=True, subsampling=0),
+    "an array": lambda: np.asarray(_picture("RGB")),
+    "an array turned over": lambda: np.asarray(_picture("RGBA"))[::-1, ::-1, :3],
+    "an array in grey": lambda: np.asarray(_picture("L")),
+    "an array of 16 bits": lambda: np.asarray(_picture("L")).astype(">u2") * 257,
     "AVIF": _file("AVIF", speed=10),
     "AVIF with alpha": _file("AVIF", "RGBA", speed=10, subsampling="4:4:4"),
 }
