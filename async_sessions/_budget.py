@@ -28,19 +28,22 @@ class PixelBudget:
 
     @asynccontextmanager
     async def lent(self, pixels: int) -> AsyncIterator[None]:
-        """Wait for `pixels` and keep them for the body; what is larger than the budget takes all of it.
-
-        Ask for all at once: who holds some while it waits for more may wait for somebody who does the same. What takes
-        none waits for nobody.
-        """
-        amount = min(pixels, self.pixels)
-        await self._borrow(amount)
-        try:
+        """Wait for `pixels` and keep them for the body; what is larger than the budget takes all of it."""
+        async with self.loan() as loan:
+            await loan.ask(pixels)
             yield
-        finally:
-            self._return(amount)
 
-    async def _borrow(self, amount: int) -> None:
+    @asynccontextmanager
+    async def loan(self) -> AsyncIterator[Loan]:
+        """A loan that the body may ask for, for as long as the body lasts."""
+        loan = Loan(self)
+        try:
+            yield loan
+        finally:
+            loan.give_back()
+
+    async def borrow(self, amount: int) -> None:
+        """Wait for `amount`, which the budget has in all; `loan` and `lent` see to it that it comes back."""
         if not amount or (not self._waiting and amount <= self.free):
             self.free -= amount
             return
@@ -50,15 +53,41 @@ class PixelBudget:
             await turn.wait()
         except BaseException:
             if turn.is_set():  # cancelled in the very moment in which it was its turn
-                self._return(amount)
+                self.give_back(amount)
             else:
                 self._waiting.remove((amount, turn))
-                self._return(0)  # who waits behind may well fit
+                self.give_back(0)  # who waits behind may well fit
             raise
 
-    def _return(self, amount: int) -> None:
+    def give_back(self, amount: int) -> None:
+        """The reverse of `borrow`."""
         self.free += amount
         while self._waiting and self._waiting[0][0] <= self.free:
             lent, turn = self._waiting.popleft()
             self.free -= lent
             turn.set()
+
+
+class Loan:
+    """Pixels of a budget, asked for all at once: who held some while it waited for more would wait for its like."""
+
+    def __init__(self, budget: PixelBudget) -> None:
+        self._budget = budget
+        self._amount: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        return self._amount is not None
+
+    async def ask(self, pixels: int) -> None:
+        """Wait for `pixels`, or for all that there are. Who asks for none waits for nobody."""
+        if self.asked:
+            raise RuntimeError("A loan is asked for all at once; give it back first.")
+        amount = min(pixels, self._budget.pixels)
+        await self._budget.borrow(amount)
+        self._amount = amount
+
+    def give_back(self) -> None:
+        if self._amount is not None:
+            self._budget.give_back(self._amount)
+            self._amount = None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from async_sessions import ImageRejectedError, MemoryBlobStore, open_store
+from async_sessions import ImageRejectedError, MemoryBlobStore, Session, SessionStore, open_store
 from async_sessions._budget import PixelBudget
 from async_sessions._codec import decode
 from tests.faults import FaultyBlobStore
@@ -158,6 +160,68 @@ async def test_cold_reads_share_the_budget_with_uploads_and_warm_ones_need_none(
             assert scope.cancelled_caught
         assert (await session.retrieve_image("b")).size == (40, 30)
         assert budget.free == 1200
+
+
+READS: dict[str, Callable[[Session], Coroutine[Any, Any, object]]] = {
+    "array": lambda session: session.retrieve_array("start"),
+    "rendition": lambda session: session.retrieve_rendition("start", (8, 6)),
+    "palette image": lambda session: session.retrieve_image("start"),
+}
+
+
+async def _stored(store: SessionStore, how: str) -> Session:
+    session = await store.create_session()
+    await session.store_image(IMAGE.convert("P") if how == "palette image" else IMAGE, "start")
+    return session
+
+
+@pytest.mark.parametrize("how", READS)
+async def test_what_is_made_of_a_cached_image_waits_for_its_turn(how: str) -> None:
+    async with open_store("memory://", decode_pixels=10_000) as store:
+        session, budget = await _stored(store, how), store._context().budget
+        async with budget.lent(10_000):
+            with anyio.move_on_after(0.05) as scope:
+                await READS[how](session)
+            assert scope.cancelled_caught
+        assert budget.free == 10_000
+        await READS[how](session)
+        assert budget.free == 10_000
+
+
+@pytest.mark.parametrize("how", READS)
+async def test_an_image_that_left_the_cache_while_it_was_waited_for_is_read_again(how: str) -> None:
+    async with open_store("memory://", decode_pixels=10_000) as store:
+        session, budget = await _stored(store, how), store._context().budget
+        record = (await session.info()).images["start"]
+        async with anyio.create_task_group() as group, budget.lent(10_000):
+            group.start_soon(READS[how], session)
+            while not budget._waiting:
+                await anyio.lowlevel.checkpoint()
+            store._context().cache.drop(record.blob)
+        assert store._context().cache.peek(record.blob) is not None
+        assert budget.free == 10_000
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 10**6], ids=["without a cache", "with a cache"])
+@pytest.mark.parametrize("decode_pixels", [1, 2500, 10_000])
+async def test_reads_and_uploads_of_all_kinds_do_not_wait_for_each_other_for_ever(
+    decode_pixels: int, cache_bytes: int
+) -> None:
+    async with open_store("memory://", decode_pixels=decode_pixels, cache_bytes=cache_bytes) as store:
+        sessions = [await _stored(store, how) for how in READS]
+        async with anyio.create_task_group() as group:
+            for session in sessions:
+                for read in 3 * [*READS.values()]:
+                    group.start_soon(read, session)
+                group.start_soon(session.store_images, {"a": IMAGE, "b": IMAGE})
+        assert store._context().budget.free == decode_pixels
+
+
+async def test_a_loan_is_asked_for_once() -> None:
+    async with PixelBudget(10).loan() as loan:
+        await loan.ask(1)
+        with pytest.raises(RuntimeError, match="all at once"):
+            await loan.ask(1)
 
 
 async def test_two_calls_that_store_several_images_do_not_wait_for_each_other_for_ever() -> None:
