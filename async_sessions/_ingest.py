@@ -188,6 +188,11 @@ def _ingested(
     )
 
 
+def png_of(image: Image.Image, limits: Limits) -> bytes:
+    """The PNG as which `ingest` keeps an image; `ImageRejectedError` for one that it refuses."""
+    return encode.png(encode.upright_copy(image, limits))
+
+
 def _snapshot(source: bytes | bytearray | memoryview, limits: Limits) -> bytes:
     size = source.nbytes if isinstance(source, memoryview) else len(source)
     if size > limits.max_bytes:

@@ -217,6 +217,18 @@ async def test_reads_and_uploads_of_all_kinds_do_not_wait_for_each_other_for_eve
         assert store._context().budget.free == decode_pixels
 
 
+async def test_an_image_that_a_job_made_waits_for_its_turn_and_its_bytes_do_not() -> None:
+    async with open_store("memory://", decode_pixels=10_000) as store:
+        session, budget = await store.create_session(), store._context().budget
+        async with budget.lent(10_000 - 2 * 1200 + 1):
+            with anyio.move_on_after(0.05) as scope:
+                await session.store_output(IMAGE, name="frame", media_type="image/png")
+            assert scope.cancelled_caught
+            await session.store_output(b"a film", name="film", media_type="video/mp4")
+        await session.store_output(IMAGE, name="frame", media_type="image/png")
+        assert budget.free == 10_000
+
+
 async def test_a_loan_is_asked_for_once() -> None:
     async with PixelBudget(10).loan() as loan:
         await loan.ask(1)

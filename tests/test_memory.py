@@ -143,6 +143,8 @@ async def measure_all() -> None:
                 await measure(case, partial(session.store_image, source, "start"), files)
                 for how in READS if case in READ else ():
                     await measure(f"{case}: {how}", partial(READS[how], session), files)
+            output = photograph(WIDTH, HEIGHT)
+            await measure("output", lambda: session.store_output(output, name="frame", media_type="image/png"), 0)
     json.dump(taken, sys.stdout)
 
 
@@ -161,7 +163,7 @@ def measured() -> dict[str, tuple[int, int]]:
     return taken
 
 
-@pytest.mark.parametrize("case", STORED)
+@pytest.mark.parametrize("case", [*STORED, "output"])
 def test_to_store_an_image_takes_what_is_borrowed(case: str, measured: dict[str, tuple[int, int]]) -> None:
     taken, borrowed = measured[case]
     assert borrowed / 6 < taken < borrowed + SLACK
