@@ -1,13 +1,19 @@
-"""How many pixels one store decodes at a time: threads are bounded by cores, memory has to be bounded by itself."""
+"""What one store takes of the machine at a time: threads are bounded by cores, memory has to be bounded by itself."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
+import anyio.to_thread
+import numpy as np
+
+from async_sessions.errors import ImageRejectedError, OutOfMemoryError
+
+T = TypeVar("T")
 
 # Two images of the largest size that `Limits` takes by default, or ten of 12 MP: 512 MB at four bytes a pixel.
 DEFAULT_PIXELS: Final = 128_000_000
@@ -91,3 +97,19 @@ class Loan:
         if self._amount is not None:
             self._budget.give_back(self._amount)
             self._amount = None
+
+
+async def in_thread(call: Callable[[], T], limiter: anyio.CapacityLimiter, *, pixels: int = 0) -> T:
+    """Run CPU-bound `call`, which takes up to that many pixels of four bytes, in a worker thread.
+
+    `OutOfMemoryError` where it gets no memory. Of most decoders a file is broken then; so where one is refused, make
+    sure that there was memory.
+    """
+    try:
+        try:
+            return await anyio.to_thread.run_sync(call, limiter=limiter)
+        except ImageRejectedError:
+            np.empty(4 * pixels, np.uint8)  # is not touched, so it takes no time
+            raise
+    except MemoryError as error:
+        raise OutOfMemoryError("There is no memory for this image now. Try again later, or make it smaller.") from error

@@ -14,20 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-import anyio
-import anyio.to_thread
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from async_sessions._budget import in_thread
 from async_sessions._codec import decode, encode
 from async_sessions._codec.base import check_size
 from async_sessions._codec.sniff import MEDIA_TYPES, sniff
 from async_sessions.errors import ImageRejectedError, StorageError
 
 if TYPE_CHECKING:
+    import anyio
+
     from async_sessions._budget import PixelBudget
     from async_sessions._codec.base import Rebuilt
     from async_sessions.records import Limits
@@ -81,14 +82,14 @@ async def ingest(
 
     An encoded image (bytes, a path, chunks) keeps its pixels as they came; of a Pillow image or an array a copy is
     encoded. Raise `ImageRejectedError` for what is not an acceptable image, `StorageError` for a path that cannot be
-    read, `TypeError` for what is no image source, a `str` among it.
+    read, `OutOfMemoryError`, and `TypeError` for what is no image source, a `str` among it.
 
     What this takes counts against `budget` until the body ends: so keep the images no longer. Files are read before it
     is their turn, so those of all who wait are in memory.
     """
     scanned = {slot: await _scan(source, name, limits, limiter) for slot, source in sources.items()}
     async with budget.lent(sum(scan.pixels for scan in scanned.values())):
-        yield {slot: await anyio.to_thread.run_sync(scan.decode, limiter=limiter) for slot, scan in scanned.items()}
+        yield {slot: await in_thread(scan.decode, limiter, pixels=scan.pixels) for slot, scan in scanned.items()}
 
 
 async def _scan(source: ImageSource, name: str | None, limits: Limits, limiter: anyio.CapacityLimiter) -> _Scanned:
@@ -114,7 +115,7 @@ async def _scan(source: ImageSource, name: str | None, limits: Limits, limiter: 
             "An image is a PIL.Image.Image, bytes, a pathlib.Path, a numpy array or an async iterable of bytes, not "
             f"{type(source).__name__}."
         )
-    return await anyio.to_thread.run_sync(scan, limiter=limiter)
+    return await in_thread(scan, limiter)
 
 
 def pixels_of(source: object) -> int:

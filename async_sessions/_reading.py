@@ -16,6 +16,7 @@ import aiofiles
 import anyio
 
 from async_sessions import _keys
+from async_sessions._budget import in_thread
 from async_sessions._cache import ImageCache, name_of_rendition, view
 from async_sessions._codec import decode, encode
 from async_sessions.errors import CorruptBlobError, ImageRejectedError
@@ -60,7 +61,7 @@ class Reader:
     async def image(self, record: ImageRecord) -> Image.Image:
         if record.mode in _COPIED:
             async with self._lent(record, record.pixel_count) as shared:
-                return await anyio.to_thread.run_sync(shared.copy, limiter=self._cpu)
+                return await in_thread(shared.copy, self._cpu)
         if (cached := self._cache.peek(record.blob)) is not None:
             return view(cached)
         async with self._lent(record, 0) as shared:
@@ -68,7 +69,7 @@ class Reader:
 
     async def array(self, record: ImageRecord) -> np.ndarray:
         async with self._lent(record, 2 * record.pixel_count) as shared:
-            return await anyio.to_thread.run_sync(encode.to_array, shared, limiter=self._cpu)
+            return await in_thread(partial(encode.to_array, shared), self._cpu)
 
     async def rendition(self, record: ImageRecord, size: tuple[int, int], mode: Fit, background: Colour) -> Image.Image:
         check_fit(size, mode)
@@ -78,7 +79,7 @@ class Reader:
 
         async def make() -> Image.Image:
             async with self._lent(record, pixels, at_least) as source:
-                return await anyio.to_thread.run_sync(fit, source, size, mode, background, limiter=self._cpu)
+                return await in_thread(partial(fit, source, size, mode, background), self._cpu)
 
         return view(await self._cache.get(name_of_rendition(record.blob, size, mode, background), make))
 
@@ -161,7 +162,7 @@ class Reader:
             peak = decode.peak(data, record.media_type, record.pixel_count, record.orientation)
             await loan.ask(max(peak, record.pixel_count + pixels))
             load = partial(decode.load, data, record.media_type, verbatim=record.verbatim, at_least=at_least)
-            return await anyio.to_thread.run_sync(load, limiter=self._cpu)
+            return await in_thread(load, self._cpu, pixels=peak)
         except ImageRejectedError as error:
             raise CorruptBlobError(f"The blob {record.blob} can't be decoded: {error}") from error
 

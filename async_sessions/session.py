@@ -44,7 +44,8 @@ class Session:
     `id` is the bearer secret, or `None` when the session was opened by its key; `key` is its storage name and may be
     logged. Every method raises `SessionNotFoundError` once the session is unknown, expired or deleted; only a handle
     from `SessionStore.session` creates it, at its first `store_image`, `store_images`, `update_state` or `pin`.
-    Storage failures are `StorageError`s; slot names that are not well formed, `InvalidKeyError`.
+    Storage failures are `StorageError`s; slot names that are not well formed, `InvalidKeyError`. What reads or makes an
+    image raises `OutOfMemoryError` where there is no memory for it.
     """
 
     def __init__(self, context: StoreContext, key: str, *, session_id: str | None, incarnation: str | None) -> None:

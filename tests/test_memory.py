@@ -7,12 +7,13 @@ import io
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from unittest.mock import patch
 
 import anyio.lowlevel
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from async_sessions import Session, open_store
+from async_sessions import AsyncSessionsError, Session, open_store
 from async_sessions._budget import Loan
 from async_sessions.records import MIB, Limits
 from tests.images import encoded, exif, jpeg_in_scans, photograph, png_chunk, png_file
@@ -153,13 +154,19 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-@pytest.fixture(scope="module")
-def measured() -> dict[str, tuple[int, int]]:
-    code = "import anyio; from tests.test_memory import measure_all; anyio.run(measure_all)"
+def _run(function: str) -> Any:
+    """What a coroutine function of this module prints as JSON in a process of its own."""
+    code = f"import anyio; from tests import test_memory; anyio.run(test_memory.{function})"
     # so that what is freed is given back at once
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    taken: dict[str, tuple[int, int]] = json.loads(done.stdout)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, tuple[int, int]]:
+    taken: dict[str, tuple[int, int]] = _run("measure_all")
     return taken
 
 
@@ -176,3 +183,49 @@ def test_to_read_an_image_takes_no_more_than_is_borrowed(
 ) -> None:
     taken, borrowed = measured[f"{case}: {how}"]
     assert taken < borrowed + SLACK
+
+
+# --- where there is none
+
+LARGE: dict[str, Callable[[], ImageSource]] = {
+    "JPEG": lambda: encoded(Image.new("RGB", (4000, 3000)), "JPEG"),
+    "progressive JPEG": lambda: encoded(Image.new("RGB", (4000, 3000)), "JPEG", progressive=True),
+    "PNG": lambda: encoded(Image.new("RGBA", (4000, 3000)), "PNG"),
+    "WebP": lambda: encoded(Image.new("RGB", (4000, 3000)), "WEBP", method=0),
+    "AVIF": lambda: encoded(Image.new("RGB", (4000, 3000)), "AVIF", speed=10),
+    "image": lambda: Image.new("RGB", (4000, 3000)),
+    "array": lambda: np.zeros((3000, 4000, 3), np.uint8),
+}
+
+
+async def starve() -> None:
+    """Print what becomes of images that are stored and read with 30 MB to spare; for a process of its own."""
+    became: dict[str, list[str]] = {}
+
+    async def note(case: str, call: Callable[[], Awaitable[object]]) -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + 30_000_000, resource.RLIM_INFINITY))
+        try:
+            await call()
+        except AsyncSessionsError as error:
+            became.setdefault(case, []).append(type(error).__name__)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    async with open_store("memory://", cache_bytes=1) as store:
+        session = await store.create_session()
+        await session.store_image(photograph(64, 48), "start")
+        for case, make in LARGE.items():
+            source = make()
+            await note(case, partial(session.store_image, source, "start"))
+            assert (await session.info()).images["start"].size == (64, 48)
+        for case, make in LARGE.items():
+            await session.store_image(make(), "start")
+            for read in (session.retrieve_image, session.retrieve_array):
+                await note(case, partial(read, "start"))
+        assert store._context().budget.free == store._context().budget.pixels
+        assert not store._context().cpu.borrowed_tokens
+    json.dump(became, sys.stdout)
+
+
+def test_without_memory_no_image_is_called_damaged() -> None:
+    assert _run("starve") == dict.fromkeys(LARGE, 3 * ["OutOfMemoryError"])
