@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 
 from async_sessions import _keys
+from async_sessions._budget import in_thread
 from async_sessions._tasks import COMMIT_DEADLINE
 from async_sessions.errors import InvalidKeyError, StoreClosedError
 
@@ -92,4 +93,4 @@ class StoreContext:
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Run CPU-bound `call` in a worker thread, in one of the store's `cpu` slots."""
-        return await anyio.to_thread.run_sync(call, limiter=self.cpu)
+        return await in_thread(call, self.cpu)

@@ -14,18 +14,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-import anyio
-import anyio.to_thread
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
+from async_sessions._budget import in_thread
 from async_sessions._codec import decode, encode
+from async_sessions._codec.base import check_size
 from async_sessions._codec.sniff import MEDIA_TYPES, sniff
 from async_sessions.errors import ImageRejectedError, StorageError
 
 if TYPE_CHECKING:
+    import anyio
+
     from async_sessions._budget import PixelBudget
     from async_sessions._codec.base import Rebuilt
     from async_sessions.records import Limits
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 ImageSource: TypeAlias = "Image.Image | bytes | bytearray | memoryview | Path | npt.NDArray[Any] | AsyncIterable[bytes]"
 
 NAME_LENGTH: Final = 200
+
+_SMALL: Final = ("1", "L", "P", "I;16")  # modes of one or two bytes a pixel
+_READ: Final = {"WEBP": 4, "AVIF": 3, "HEIF": 3}  # what reading takes, where it is more than the pixels; see `peak`
 
 
 class Ingested(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,14 +82,14 @@ async def ingest(
 
     An encoded image (bytes, a path, chunks) keeps its pixels as they came; of a Pillow image or an array a copy is
     encoded. Raise `ImageRejectedError` for what is not an acceptable image, `StorageError` for a path that cannot be
-    read, `TypeError` for what is no image source, a `str` among it.
+    read, `OutOfMemoryError`, and `TypeError` for what is no image source, a `str` among it.
 
-    The pixels count against `budget` until the body ends: so keep the images no longer. They are asked for at once, all
-    together, since who holds some while it waits for more may wait for somebody who does the same.
+    What this takes counts against `budget` until the body ends: so keep the images no longer. Files are read before it
+    is their turn, so those of all who wait are in memory.
     """
     scanned = {slot: await _scan(source, name, limits, limiter) for slot, source in sources.items()}
     async with budget.lent(sum(scan.pixels for scan in scanned.values())):
-        yield {slot: await anyio.to_thread.run_sync(scan.decode, limiter=limiter) for slot, scan in scanned.items()}
+        yield {slot: await in_thread(scan.decode, limiter, pixels=scan.pixels) for slot, scan in scanned.items()}
 
 
 async def _scan(source: ImageSource, name: str | None, limits: Limits, limiter: anyio.CapacityLimiter) -> _Scanned:
@@ -93,8 +99,10 @@ async def _scan(source: ImageSource, name: str | None, limits: Limits, limiter: 
         name = source.name
     scan: partial[_Scanned]
     if isinstance(source, Image.Image | np.ndarray):
-        height, width, *_ = (*source.shape, 1, 1) if isinstance(source, np.ndarray) else source.size
-        return _Scanned(height * width, partial(_ingest_pixels, source, name, limits))
+        width, height = _size_of(source)
+        if width and height:
+            check_size(width, height, limits)  # what is too large is not to wait for its turn
+        return _Scanned(pixels_of(source), partial(_ingest_pixels, source, name, limits))
     if isinstance(source, Path):
         scan = partial(_scan_encoded, partial(_read, source, limits), name, limits)
     elif isinstance(source, bytes | bytearray | memoryview):
@@ -107,7 +115,26 @@ async def _scan(source: ImageSource, name: str | None, limits: Limits, limiter: 
             "An image is a PIL.Image.Image, bytes, a pathlib.Path, a numpy array or an async iterable of bytes, not "
             f"{type(source).__name__}."
         )
-    return await anyio.to_thread.run_sync(scan, limiter=limiter)
+    return await in_thread(scan, limiter)
+
+
+def pixels_of(source: object) -> int:
+    """How many pixels of four bytes the copy of an image or an array and its PNG take; of anything else, none."""
+    if not isinstance(source, Image.Image | np.ndarray):
+        return 0
+    width, height = _size_of(source)
+    small = source.ndim < 3 if isinstance(source, np.ndarray) else source.mode in _SMALL
+    times = 1 if small else 2
+    if isinstance(source, ImageFile):  # which may have yet to be read
+        times += 3 if source.info.get("progressive") else _READ.get(source.format or "", 1)
+    return times * width * height
+
+
+def _size_of(source: Image.Image | npt.NDArray[Any]) -> tuple[int, int]:
+    if isinstance(source, Image.Image):
+        return source.size
+    height, width, *_ = (*source.shape, 1, 1)
+    return width, height
 
 
 def _scan_encoded(read: Callable[[], bytes | bytearray], name: str | None, limits: Limits) -> _Scanned:
@@ -117,7 +144,7 @@ def _scan_encoded(read: Callable[[], bytes | bytearray], name: str | None, limit
     form = sniff(data, limits)
     rebuilt = decode.rebuild(data, form, limits)
     pixels = max(rebuilt.coded, rebuilt.width * rebuilt.height)
-    pixels = decode.peak(pixels, MEDIA_TYPES.get(form, form), rebuilt.orientation)
+    pixels = decode.peak(rebuilt.data, MEDIA_TYPES.get(form, form), pixels, rebuilt.orientation)
     if form not in MEDIA_TYPES:
         return _Scanned(pixels, partial(_ingest_foreign, rebuilt, form, name))
     stored = bytes(data) if limits.keep_metadata else rebuilt.data
@@ -160,6 +187,11 @@ def _ingested(
         source_name=base_name(name),
         verbatim=verbatim,
     )
+
+
+def png_of(image: Image.Image, limits: Limits) -> bytes:
+    """The PNG as which `ingest` keeps an image; `ImageRejectedError` for one that it refuses."""
+    return encode.png(encode.upright_copy(image, limits))
 
 
 def _snapshot(source: bytes | bytearray | memoryview, limits: Limits) -> bytes:

@@ -16,22 +16,23 @@ import aiofiles
 import anyio
 
 from async_sessions import _keys
+from async_sessions._budget import in_thread
 from async_sessions._cache import ImageCache, name_of_rendition, view
 from async_sessions._codec import decode, encode
 from async_sessions.errors import CorruptBlobError, ImageRejectedError
 from async_sessions.records import ImageRecord, OutputRecord
-from async_sessions.renditions import GREY, Colour, Fit, check_fit, draft_size, fit
+from async_sessions.renditions import GREY, Colour, Fit, check_fit, draft_size, fit, fit_pixels
 
 if TYPE_CHECKING:
     import numpy as np
     from anyio import CapacityLimiter
     from PIL import Image
 
-    from async_sessions._budget import PixelBudget
+    from async_sessions._budget import Loan, PixelBudget
     from async_sessions._tasks import Commits
     from async_sessions.blobs.base import BlobStore
 
-
+_COPIED = ("P", "PA")  # modes of which no view is safe: see `view`
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "video/mp4": ".mp4"}
 
 
@@ -58,25 +59,27 @@ class Reader:
         return blob.data
 
     async def image(self, record: ImageRecord) -> Image.Image:
-        shared = await self._shared(record)
-        if shared.mode in ("P", "PA"):
-            return await anyio.to_thread.run_sync(shared.copy, limiter=self._cpu)
-        return view(shared)
+        if record.mode in _COPIED:
+            async with self._lent(record, record.pixel_count) as shared:
+                return await in_thread(shared.copy, self._cpu)
+        if (cached := self._cache.peek(record.blob)) is not None:
+            return view(cached)
+        async with self._lent(record, 0) as shared:
+            return view(shared)
 
     async def array(self, record: ImageRecord) -> np.ndarray:
-        shared = await self._shared(record)
-        return await anyio.to_thread.run_sync(encode.to_array, shared, limiter=self._cpu)
+        async with self._lent(record, 2 * record.pixel_count) as shared:
+            return await in_thread(partial(encode.to_array, shared), self._cpu)
 
     async def rendition(self, record: ImageRecord, size: tuple[int, int], mode: Fit, background: Colour) -> Image.Image:
         check_fit(size, mode)
+        at_least = draft_size(record.size, size, mode) if record.media_type == "image/jpeg" else None
+        plain = record.mode == "RGB" and not record.has_alpha
+        pixels = fit_pixels(record.size, size, plain=plain)
 
         async def make() -> Image.Image:
-            source = self._cache.peek(record.blob)
-            if source is None and record.media_type == "image/jpeg":
-                source = await self._load(record, draft_size(record.size, size, mode))
-            elif source is None:
-                source = await self._shared(record)
-            return await anyio.to_thread.run_sync(fit, source, size, mode, background, limiter=self._cpu)
+            async with self._lent(record, pixels, at_least) as source:
+                return await in_thread(partial(fit, source, size, mode, background), self._cpu)
 
         return view(await self._cache.get(name_of_rendition(record.blob, size, mode, background), make))
 
@@ -129,15 +132,37 @@ class Reader:
                 for folder in folders:
                     await anyio.to_thread.run_sync(shutil.rmtree, folder)
 
-    async def _shared(self, record: ImageRecord) -> Image.Image:
-        return await self._cache.get(record.blob, partial(self._load, record))
+    @contextlib.asynccontextmanager
+    async def _lent(
+        self, record: ImageRecord, pixels: int, at_least: tuple[int, int] | None = None
+    ) -> AsyncIterator[Image.Image]:
+        """The decoded image, never to be drawn on, and `pixels` of the budget for what the body makes of it.
 
-    async def _load(self, record: ImageRecord, at_least: tuple[int, int] | None = None) -> Image.Image:
+        With `at_least` a JPEG that is not cached may come smaller (see `decode.load`); it is not cached then.
+        """
+        image: Image.Image | None = None
+        async with self._budget.loan() as loan:
+            if self._cache.peek(record.blob) is not None:
+                await loan.ask(pixels)
+                # Only now: an image is not to be kept by who waits, while the cache drops it and takes in others.
+                if (image := self._cache.peek(record.blob)) is None:
+                    loan.give_back()
+            if image is None:
+                load = partial(self._load, record, loan, pixels, at_least)
+                image = await (self._cache.get(record.blob, load) if at_least is None else load())
+                if not loan.asked:
+                    await loan.ask(pixels)  # somebody else has loaded it
+            yield image
+
+    async def _load(
+        self, record: ImageRecord, loan: Loan, pixels: int, at_least: tuple[int, int] | None
+    ) -> Image.Image:
         data = await self.data(record)
         try:
-            async with self._budget.lent(decode.peak(record.pixel_count, record.media_type, record.orientation)):
-                load = partial(decode.load, data, record.media_type, verbatim=record.verbatim, at_least=at_least)
-                return await anyio.to_thread.run_sync(load, limiter=self._cpu)
+            peak = decode.peak(data, record.media_type, record.pixel_count, record.orientation)
+            await loan.ask(max(peak, record.pixel_count + pixels))
+            load = partial(decode.load, data, record.media_type, verbatim=record.verbatim, at_least=at_least)
+            return await in_thread(load, self._cpu, pixels=peak)
         except ImageRejectedError as error:
             raise CorruptBlobError(f"The blob {record.blob} can't be decoded: {error}") from error
 

@@ -60,6 +60,10 @@ class ImageRejectedError(AsyncSessionsError, ValueError):
         return type(self), (self.reason, str(self))
 
 
+class OutOfMemoryError(AsyncSessionsError, MemoryError):
+    """The machine has no memory left to decode, convert or encode an image; nothing is wrong with the image."""
+
+
 class StorageError(AsyncSessionsError, OSError):
     """The storage below could not do what was asked; what was acknowledged before is untouched."""
 

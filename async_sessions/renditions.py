@@ -90,6 +90,13 @@ def draft_size(source: tuple[int, int], size: tuple[int, int], mode: Fit) -> tup
     return math.ceil(width * _GAP), math.ceil(height * _GAP)
 
 
+def fit_pixels(source: tuple[int, int], size: tuple[int, int], *, plain: bool) -> int:
+    """How many pixels, of four bytes each, `fit` takes beside its source at its worst; `plain`: it is RGB, opaque."""
+    width, height = source
+    shown = 0 if plain else 2 * width * height  # converted, and weighed by alpha
+    return shown + max(width, size[0]) * height + 2 * size[0] * size[1]
+
+
 def check_fit(size: tuple[int, int], mode: Fit) -> None:
     if min(size) < 1:
         raise ValueError(f"A size is at least 1 x 1 pixel, not {size[0]} x {size[1]}.")

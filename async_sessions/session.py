@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from PIL import Image
 
 from async_sessions import _keys
-from async_sessions._codec import encode
-from async_sessions._ingest import ImageSource, ingest
+from async_sessions._ingest import ImageSource, ingest, pixels_of, png_of
 from async_sessions._life import Life
 from async_sessions._reading import StoredImage, measure
 from async_sessions.errors import CorruptBlobError, SessionNotFoundError, SlotEmptyError
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from async_sessions._ingest import Ingested
     from async_sessions._manifest import Manifest
     from async_sessions._tasks import Tickets
-    from async_sessions.records import Limits
 
 T = TypeVar("T")
 
@@ -46,7 +44,8 @@ class Session:
     `id` is the bearer secret, or `None` when the session was opened by its key; `key` is its storage name and may be
     logged. Every method raises `SessionNotFoundError` once the session is unknown, expired or deleted; only a handle
     from `SessionStore.session` creates it, at its first `store_image`, `store_images`, `update_state` or `pin`.
-    Storage failures are `StorageError`s; slot names that are not well formed, `InvalidKeyError`.
+    Storage failures are `StorageError`s; slot names that are not well formed, `InvalidKeyError`. What reads or makes an
+    image raises `OutOfMemoryError` where there is no memory for it.
     """
 
     def __init__(self, context: StoreContext, key: str, *, session_id: str | None, incarnation: str | None) -> None:
@@ -87,7 +86,7 @@ class Session:
         return await self._retrieve(slot, self._context.reader.data)
 
     async def retrieve_array(self, slot: str) -> np.ndarray:
-        """HxWxC uint8, RGB or RGBA, upright, your own copy; 16-bit samples are rounded to 8."""
+        """HxWxC uint8, RGB or RGBA, upright, your own copy; of 16-bit samples the upper 8 bits."""
         return await self._retrieve(slot, self._context.reader.array)
 
     async def retrieve_rendition(
@@ -226,24 +225,20 @@ class Session:
 
         An image is stored as PNG, whatever `media_type` says. `ValueError` for an empty result.
         """
+        context = self._context
         incarnation = (await self._life.read()).incarnation
-        if isinstance(data, Image.Image):
-            data = await self._context.in_thread(partial(_png, data, self._context.limits))
-            media_type = "image/png"
-        digest, size = await self._context.in_thread(partial(measure, data))
-        if not size:
-            raise ValueError(f"The output {name!r} is empty.")
-        record = OutputRecord(
-            name=name,
-            media_type=media_type,
-            digest=digest,
-            byte_size=size,
-            stored_at=self._context.clock(),
-            blob=_keys.new_blob(incarnation, digest),
+        async with context.budget.lent(pixels_of(data)):
+            if isinstance(data, Image.Image):
+                data, media_type = await context.in_thread(partial(png_of, data, context.limits)), "image/png"
+            digest, size = await context.in_thread(partial(measure, data))
+            if not size:
+                raise ValueError(f"The output {name!r} is empty.")
+            blob = _keys.new_blob(incarnation, digest)
+            context.writing([blob])
+            await context.commits.uninterrupted(partial(context.blobs.put, blob, data))
+        return OutputRecord(
+            name=name, media_type=media_type, digest=digest, byte_size=size, stored_at=context.clock(), blob=blob
         )
-        self._context.writing([record.blob])
-        await self._context.commits.uninterrupted(partial(self._context.blobs.put, record.blob, data))
-        return record
 
     def stream_output(self, record: OutputRecord, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """The bytes of a result from `start` up to but not including `end`. `CorruptBlobError` where it is gone."""
@@ -301,7 +296,3 @@ class Session:
         if record is None:
             raise SlotEmptyError(f"Slot {slot!r} holds no image; store one first.")
         return record
-
-
-def _png(image: Image.Image, limits: Limits) -> bytes:
-    return encode.png(encode.upright_copy(image, limits))

@@ -46,8 +46,9 @@ class SessionStore(AsyncContextManagerMixin):
     its creation. What was replaced or cleared can be undone for `grace`, which is two minutes at least: so long a blob
     may be part of a commit under way. A sweep runs at once and then every
     `cleanup_interval`; `None` turns it off. `slots` restricts slot names. `cache_bytes` bounds the decoded images kept
-    in memory, for the whole store, at 4 bytes a pixel; `decode_pixels`, those that are being decoded or stored at one
-    time: beyond it calls wait for each other. `clock` tells the time in UTC.
+    in memory, for the whole store, at 4 bytes a pixel; `decode_pixels`, at as many, what is taken at one time to
+    decode, encode and convert images: beyond it calls wait for each other. The files that they have read by then are
+    not counted. `clock` tells the time in UTC.
 
     Leaving finishes what is being committed; with `delete_on_close` it also deletes the sessions that this object
     created and that no unfinished job needs.

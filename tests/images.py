@@ -216,6 +216,18 @@ def jpeg_of(segments: list[tuple[int, bytes]]) -> bytes:
     )
 
 
+def jpeg_in_scans(image: Image.Image, **options: Any) -> bytes:
+    """A JPEG that is not progressive, of three channels that follow each other; Pillow writes none."""
+    channels = [jpeg_segments(encoded(channel, "JPEG", **options)) for channel in image.convert("YCbCr").split()]
+    frame = dict(channels[0])[0xC0]
+    frame = frame[:5] + b"\3" + b"".join(bytes([name]) + frame[7:] for name in (1, 2, 3))
+    tables = [(0xC0, frame) if marker == 0xC0 else (marker, body) for marker, body in channels[0][:-1]]
+    scans = [
+        segment(0xDA, bytes([1, name, 0, 0, 63, 0])) + parts[-1][1][8:-2] for name, parts in enumerate(channels, 1)
+    ]
+    return jpeg_of(tables) + b"".join(scans) + b"\xff\xd9"
+
+
 def webp_file(*chunks: tuple[bytes, bytes]) -> bytes:
     whole = b"".join(kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for kind, body in chunks)
     return struct.pack("<4sI4s", b"RIFF", 4 + len(whole), b"WEBP") + whole

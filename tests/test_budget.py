@@ -1,23 +1,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import anyio
 import anyio.lowlevel
+import numpy as np
 import pytest
 from PIL import Image
 
-from async_sessions import ImageRejectedError, MemoryBlobStore, open_store
+from async_sessions import ImageRejectedError, MemoryBlobStore, Session, SessionStore, open_store
 from async_sessions._budget import PixelBudget
 from async_sessions._codec import decode
 from tests.faults import FaultyBlobStore
-from tests.images import corners, encoded, png_file
+from tests.images import corners, encoded, exif, jpeg_in_scans, png_file, segment, take
 from tests.proof import stores
 
 pytestmark = pytest.mark.anyio
 
-IMAGE = Image.new("RGB", (40, 30), "red")  # 1200 pixels
+IMAGE = Image.new("RGB", (40, 30), "red")  # 1200 pixels; a copy and its file count as 2400
 
 
 async def test_what_is_lent_never_exceeds_the_budget() -> None:
@@ -115,7 +118,7 @@ def test_a_budget_of_nothing_is_refused() -> None:
 
 async def test_uploads_wait_for_each_other_until_their_pixels_are_stored() -> None:
     blobs = FaultyBlobStore()
-    async with open_store(blobs, cleanup_interval=None, decode_pixels=2500) as store:
+    async with open_store(blobs, cleanup_interval=None, decode_pixels=5000) as store:
         budget = store._context().budget
         sessions = [await store.create_session() for _ in range(5)]
         gate, two_put = anyio.Event(), anyio.Event()
@@ -136,11 +139,11 @@ async def test_uploads_wait_for_each_other_until_their_pixels_are_stored() -> No
                 group.start_soon(session.store_image, IMAGE, "start")
             await two_put.wait()
             await anyio.wait_all_tasks_blocked()
-            assert (putting, budget.free) == (2, 100)
+            assert (putting, budget.free) == (2, 200)
             assert len(budget._waiting) == 3
             gate.set()
         assert [await session.has_image("start") for session in sessions] == [True] * 5
-        assert budget.free == 2500
+        assert budget.free == 5000
 
 
 async def test_cold_reads_share_the_budget_with_uploads_and_warm_ones_need_none() -> None:
@@ -161,8 +164,82 @@ async def test_cold_reads_share_the_budget_with_uploads_and_warm_ones_need_none(
         assert budget.free == 1200
 
 
+READS: dict[str, Callable[[Session], Coroutine[Any, Any, object]]] = {
+    "array": lambda session: session.retrieve_array("start"),
+    "rendition": lambda session: session.retrieve_rendition("start", (8, 6)),
+    "palette image": lambda session: session.retrieve_image("start"),
+}
+
+
+async def _stored(store: SessionStore, how: str) -> Session:
+    session = await store.create_session()
+    await session.store_image(IMAGE.convert("P") if how == "palette image" else IMAGE, "start")
+    return session
+
+
+@pytest.mark.parametrize("how", READS)
+async def test_what_is_made_of_a_cached_image_waits_for_its_turn(how: str) -> None:
+    async with open_store("memory://", decode_pixels=10_000) as store:
+        session, budget = await _stored(store, how), store._context().budget
+        async with budget.lent(10_000):
+            with anyio.move_on_after(0.05) as scope:
+                await READS[how](session)
+            assert scope.cancelled_caught
+        assert budget.free == 10_000
+        await READS[how](session)
+        assert budget.free == 10_000
+
+
+@pytest.mark.parametrize("how", READS)
+async def test_an_image_that_left_the_cache_while_it_was_waited_for_is_read_again(how: str) -> None:
+    async with open_store("memory://", decode_pixels=10_000) as store:
+        session, budget = await _stored(store, how), store._context().budget
+        record = (await session.info()).images["start"]
+        async with anyio.create_task_group() as group, budget.lent(10_000):
+            group.start_soon(READS[how], session)
+            while not budget._waiting:
+                await anyio.lowlevel.checkpoint()
+            store._context().cache.drop(record.blob)
+        assert store._context().cache.peek(record.blob) is not None
+        assert budget.free == 10_000
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 10**6], ids=["without a cache", "with a cache"])
+@pytest.mark.parametrize("decode_pixels", [1, 2500, 10_000])
+async def test_reads_and_uploads_of_all_kinds_do_not_wait_for_each_other_for_ever(
+    decode_pixels: int, cache_bytes: int
+) -> None:
+    async with open_store("memory://", decode_pixels=decode_pixels, cache_bytes=cache_bytes) as store:
+        sessions = [await _stored(store, how) for how in READS]
+        async with anyio.create_task_group() as group:
+            for session in sessions:
+                for read in 3 * [*READS.values()]:
+                    group.start_soon(read, session)
+                group.start_soon(session.store_images, {"a": IMAGE, "b": IMAGE})
+        assert store._context().budget.free == decode_pixels
+
+
+async def test_an_image_that_a_job_made_waits_for_its_turn_and_its_bytes_do_not() -> None:
+    async with open_store("memory://", decode_pixels=10_000) as store:
+        session, budget = await store.create_session(), store._context().budget
+        async with budget.lent(10_000 - 2 * 1200 + 1):
+            with anyio.move_on_after(0.05) as scope:
+                await session.store_output(IMAGE, name="frame", media_type="image/png")
+            assert scope.cancelled_caught
+            await session.store_output(b"a film", name="film", media_type="video/mp4")
+        await session.store_output(IMAGE, name="frame", media_type="image/png")
+        assert budget.free == 10_000
+
+
+async def test_a_loan_is_asked_for_once() -> None:
+    async with PixelBudget(10).loan() as loan:
+        await loan.ask(1)
+        with pytest.raises(RuntimeError, match="all at once"):
+            await loan.ask(1)
+
+
 async def test_two_calls_that_store_several_images_do_not_wait_for_each_other_for_ever() -> None:
-    async with open_store("memory://", decode_pixels=2400) as store, anyio.create_task_group() as group:
+    async with open_store("memory://", decode_pixels=4800) as store, anyio.create_task_group() as group:
         for _ in range(4):
             session = await store.create_session()
             group.start_soon(session.store_images, {"a": IMAGE, "b": IMAGE})
@@ -177,6 +254,34 @@ async def test_an_image_larger_than_the_budget_is_stored_alone() -> None:
         assert set((await session.info()).images) == set("abc")
 
 
+async def test_an_image_that_is_too_large_is_refused_before_it_is_its_turn() -> None:
+    async with open_store("memory://") as store:
+        session = await store.create_session()
+        async with store._context().budget.lent(10**9):
+            for source in (Image.new("1", (9000, 9000)), np.broadcast_to(np.uint8(0), (9000, 9000, 3))):
+                with anyio.fail_after(10), pytest.raises(ImageRejectedError) as caught:
+                    await session.store_image(source, "start")
+                assert caught.value.reason == "too_many_pixels"
+
+
+async def test_what_takes_nothing_waits_for_nobody() -> None:
+    budget = PixelBudget(10)
+    async with budget.lent(10), anyio.create_task_group() as group:
+        waiting = anyio.CancelScope()
+
+        async def wait() -> None:
+            with waiting:
+                async with budget.lent(1):
+                    raise AssertionError
+
+        group.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(10):
+            async with budget.lent(0):
+                pass
+        waiting.cancel()
+
+
 async def test_a_refused_image_gives_its_pixels_back() -> None:
     async with open_store("memory://") as store:
         session = await store.create_session()
@@ -187,12 +292,32 @@ async def test_a_refused_image_gives_its_pixels_back() -> None:
         assert store._context().budget.free == store._context().budget.pixels
 
 
-@pytest.mark.parametrize(
-    ("media_type", "orientation", "times"),
-    [("image/jpeg", 1, 1), ("image/jpeg", 6, 2), ("image/png", 1, 1), ("image/webp", 1, 4)],
-)
-def test_what_takes_more_memory_counts_for_more(media_type: str, orientation: int, times: int) -> None:
-    assert decode.peak(100, media_type, orientation) == 100 * times
+WIDE = corners(160, 96)
+PLAIN = encoded(WIDE, "JPEG")
+
+PEAKS: dict[str, tuple[bytes, float]] = {
+    "JPEG": (PLAIN, 1),
+    "JPEG, turned": (encoded(WIDE, "JPEG", exif=exif(6)), 2),
+    "JPEG in three scans": (jpeg_in_scans(WIDE), 2.5),
+    "JPEG, progressive": (encoded(WIDE, "JPEG", progressive=True), 1.75),
+    "JPEG, progressive, turned": (encoded(WIDE, "JPEG", progressive=True, exif=exif(6)), 2),
+    "JPEG, progressive, with all of its colour": (encoded(WIDE, "JPEG", progressive=True, subsampling=0), 2.5),
+    "JPEG, progressive, grey": (encoded(WIDE.convert("L"), "JPEG", progressive=True), 1.5),
+    "JPEG, progressive, CMYK": (encoded(WIDE.convert("CMYK"), "JPEG", progressive=True), 3),
+    "JPEG whose frame is hard to find": (PLAIN[:2] + 99 * segment(0xDD, b"\0\0") + PLAIN[2:], 3),
+    "PNG": (encoded(WIDE, "PNG"), 1),
+    "PNG, turned": (encoded(WIDE, "PNG", exif=exif(6)), 2),
+    "WEBP": (encoded(WIDE, "WEBP"), 4),
+}
+
+
+@pytest.mark.parametrize("case", PEAKS)
+def test_what_takes_more_memory_counts_for_more(case: str) -> None:
+    data, times = PEAKS[case]
+    rebuilt, image = take(data)
+    media_type = f"image/{case.split()[0].strip(',').lower()}"
+    pixels = image.width * image.height
+    assert decode.peak(rebuilt.data, media_type, pixels, rebuilt.orientation) == times * pixels
 
 
 async def test_a_webp_counts_four_times_when_it_is_stored() -> None:

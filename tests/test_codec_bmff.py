@@ -99,7 +99,7 @@ def test_pillow_heif_is_not_imported_until_a_heic_file_comes() -> None:
 
 
 def test_decoding_counts_three_times() -> None:
-    assert decode.peak(100, "AVIF", 1) == 300
+    assert decode.peak(b"", "AVIF", 100, 1) == 300
 
 
 def test_where_warnings_are_errors_one_of_pillows_is_a_refusal() -> None:

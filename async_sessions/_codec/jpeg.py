@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -33,10 +34,13 @@ _EOI: Final = 0xD9
 _SOS: Final = 0xDA
 _PROGRESSIVE: Final = 0xC2
 _APPLICATION: Final = (*range(0xE0, 0xF0), 0xFE)  # APP0 to APP15, and comments
+_CODED: Final = 0  # no marker: the entropy-coded data that follows the header of a scan
 _BARE: Final = (0x01, *range(0xD0, 0xD9))  # markers without a length: TEM, RST0 to RST7, SOI
 _ICC: Final = b"ICC_PROFILE\0"
 _MARKER: Final = re.compile(rb"\xff{1,4096}[^\x00\xff]")  # fill bytes may come before it
 _WINDOW: Final = 256 * KIB  # bytes searched at a time
+_HEAD: Final = 64  # parts that come before the first scan; encoders write about ten, and a large ICC profile is sixteen
+_COEFFICIENTS: Final = 64 * 2  # bytes of a block
 
 
 class Component(NamedTuple):
@@ -54,20 +58,21 @@ class Frame(NamedTuple):
 class Segment(NamedTuple):
     marker: int
     body: bytes
-    whole: memoryview  # with marker and length; of a scan, with its entropy-coded data
+    whole: memoryview  # with marker and length
 
 
 def rebuild(data: bytes | bytearray, limits: Limits) -> Rebuilt:
     """Raise `ImageRejectedError` unless `data` is one whole image; return it without the rest."""
     frame: Frame | None = None
     application, image = list[Segment](), list[memoryview]()
-    complete, scans = set[int](), 0
+    complete, scans, least = set[int](), 0, 0
     for segment in _segments(data):
         match segment.marker:
             case 0xC0 | 0xC1 | 0xC2:  # baseline, extended and progressive; all three Huffman coded
                 if frame is not None:
                     raise corrupt("JPEG", "it has two frames")
-                frame = _frame(segment, limits)
+                frame = _frame(segment)
+                check_size(frame.width, frame.height, limits)
             case 0xDA:  # start of scan
                 if frame is None:
                     raise corrupt("JPEG", "its pixels come before their description")
@@ -75,7 +80,11 @@ def rebuild(data: bytes | bytearray, limits: Limits) -> Rebuilt:
                 passes = scans * frame.width * frame.height
                 if scans > MAX_SCANS or passes > MAX_FULL_SCANS * limits.max_pixels:
                     raise ImageRejectedError("cpu_bomb", "The JPEG has far too many scans for its size. Save it again.")
-                complete |= _scan(segment, frame)
+                given, least = _scan(segment, frame)
+                complete |= given
+            case 0:  # `_CODED`
+                if 8 * len(segment.whole) < least:
+                    raise truncated("JPEG")
             case 0xC4 | 0xDB | 0xDD:  # Huffman tables, quantization tables, restart interval
                 pass
             case 0xDC:  # repeats the height
@@ -96,8 +105,23 @@ def rebuild(data: bytes | bytearray, limits: Limits) -> Rebuilt:
     return Rebuilt(data=whole, width=frame.width, height=frame.height, orientation=orientation)
 
 
+def coefficients(data: bytes | bytearray, pixels: int) -> int:
+    """Bytes that a decoder keeps beside the pixels of a checked file, until it has read the last of its scans.
+
+    None where there is one scan, which is decoded as it is read. Cheap; for a file with a strange head, too many.
+    """
+    frame: Frame | None = None
+    for segment in islice(_segments(data), _HEAD):
+        if segment.marker in (0xC0, 0xC1, _PROGRESSIVE):
+            frame = _frame(segment)
+        elif segment.marker == _SOS and frame is not None:
+            buffered = frame.progressive or segment.body[0] < len(frame.components)
+            return _blocks(frame, [*frame.components.values()]) * _COEFFICIENTS if buffered else 0
+    return 4 * 2 * pixels
+
+
 def _segments(data: bytes | bytearray) -> Iterator[Segment]:
-    """Every segment between SOI and EOI."""
+    """Every segment between SOI and EOI; the data of a scan is one of its own."""
     view, position, count, metadata = memoryview(data), 2, 0, 0
     while found := _MARKER.match(data, position):
         marker, start = data[found.end() - 1], found.end()
@@ -115,9 +139,10 @@ def _segments(data: bytes | bytearray) -> Iterator[Segment]:
         metadata += length if marker in _APPLICATION else 0
         check_metadata(metadata, count)
         body = bytes(view[start + 2 : position])
-        if marker == _SOS:
-            position = _end_of_scan(data, position)
         yield Segment(marker, body, view[start - 2 : position])
+        if marker == _SOS:
+            start, position = position, _end_of_scan(data, position)
+            yield Segment(_CODED, b"", view[start:position])
     if position + 1 < len(view):
         raise corrupt("JPEG", "what should be a marker is none")
     raise truncated("JPEG")
@@ -141,12 +166,11 @@ def _unsupported(what: str) -> ImageRejectedError:
     )
 
 
-def _frame(segment: Segment, limits: Limits) -> Frame:
+def _frame(segment: Segment) -> Frame:
     body = segment.body
     if len(body) < 6 or len(body) != 6 + 3 * body[5]:
         raise corrupt("JPEG", "its frame has the wrong size")
     depth, height, width, count = struct.unpack_from(">BHHB", body)
-    check_size(width, height, limits)
     if depth != 8 or count not in (1, 3, 4):
         raise _unsupported(f"{depth}-bit, {count}-channel")
     components = {}
@@ -160,10 +184,10 @@ def _frame(segment: Segment, limits: Limits) -> Frame:
     return Frame(width, height, segment.marker == _PROGRESSIVE, components)
 
 
-def _scan(segment: Segment, frame: Frame) -> set[int]:
-    """Check a scan's header and that it is not shorter than any code could make it.
+def _scan(segment: Segment, frame: Frame) -> tuple[set[int], int]:
+    """Check a scan's header. Return the components that it gives a value in every block, and its least size in bits.
 
-    Return the components that it gives a value in every block; the finer scans of a progressive file give none.
+    The finer scans of a progressive file give none.
     """
     body = segment.body
     if not body or len(body) != 4 + 2 * body[0]:
@@ -174,12 +198,10 @@ def _scan(segment: Segment, frame: Frame) -> set[int]:
     if frame.progressive and not (first <= last < 64 and (last == 0 or (first > 0 and len(names) == 1))):
         raise corrupt("JPEG", "a scan is not valid")
     if frame.progressive and first > 0:
-        return set()
+        return set(), 0
     # A block takes one bit for its first coefficient, at least, and one to say that there are no others.
-    bits = _blocks(frame, [frame.components[name] for name in names]) * (1 if frame.progressive else 2)
-    if 8 * (len(segment.whole) - 4 - len(body)) < bits:
-        raise truncated("JPEG")
-    return set(names)
+    blocks = _blocks(frame, [frame.components[name] for name in names])
+    return set(names), blocks * (1 if frame.progressive else 2)
 
 
 def _blocks(frame: Frame, scanned: list[Component]) -> int:

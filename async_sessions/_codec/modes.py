@@ -13,6 +13,7 @@ from async_sessions.errors import ImageRejectedError
 _AS_THEY_ARE: Final = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _CONVERTED: Final = {"La": "LA", "PA": "RGBA", "RGBa": "RGBA", "RGBX": "RGB", "YCbCr": "RGB"}
 _DEEP: Final = {"I;16": "<u2", "I;16L": "<u2", "I;16B": ">u2"}
+_ROWS: Final = 64  # converted at a time
 _PROFILE_SPACES: Final = {"1": b"GRAY", "L": b"GRAY", "LA": b"GRAY", "I;16": b"GRAY"}
 
 
@@ -47,14 +48,9 @@ def storable(image: Image.Image) -> Image.Image:
 
 
 def displayable(image: Image.Image) -> Image.Image:
-    """The image as RGB, or as RGBA where any of it can be transparent: 16 bits lose the lower 8, CMYK its profile."""
-    transparency = image.info.get("transparency")
+    """The image as RGB, or as RGBA where any of it can be transparent: of 16 bits the upper 8, of CMYK no profile."""
     if image.mode in _DEEP:
-        deep = _deep(image)
-        shown = Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB")
-        if isinstance(transparency, int):
-            shown.putalpha(Image.fromarray(np.where(deep == transparency, 0, 255).astype(np.uint8)))
-        return shown
+        return _from_deep(image)
     if image.mode == "CMYK":
         return _from_cmyk(image)
     mode = "RGBA" if image.has_transparency_data else "RGB"
@@ -64,7 +60,19 @@ def displayable(image: Image.Image) -> Image.Image:
 def _deep(image: Image.Image) -> np.ndarray[tuple[int, int], np.dtype[np.uint16]]:
     # Pillow's own conversions from and between the 16-bit modes clip to 255.
     stored = np.frombuffer(image.tobytes(), _DEEP[image.mode]).reshape(image.height, image.width)
-    return stored.astype(np.uint16)
+    return stored.astype(np.uint16, copy=False)
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    transparency = image.info.get("transparency")
+    shown = Image.new("RGBA" if isinstance(transparency, int) else "RGB", image.size)
+    for top in range(0, image.height, _ROWS):  # arrays of all of it would take three times as much memory
+        deep = _deep(image.crop((0, top, image.width, min(top + _ROWS, image.height))))
+        strip = Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB")
+        if isinstance(transparency, int):
+            strip.putalpha(Image.fromarray((deep != transparency).view(np.uint8) * np.uint8(255)))
+        shown.paste(strip, (0, top))
+    return shown
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@ Pillow's own encoder tries every filter on every row and then lets zlib search a
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -84,17 +85,18 @@ def write(image: Image.Image) -> bytes:
     layout = layout_of(image)
     colours = layout.colours
     header = struct.pack(">IIBBBBB", image.width, image.height, layout.depth, layout.colour, 0, 0, 0)
-    parts = [SIGNATURE, *_chunk(b"IHDR", header)]
+    file = io.BytesIO()  # joining parts would hold all of them twice
+    file.writelines([SIGNATURE, *_chunk(b"IHDR", header)])
     if profile := image.info.get("icc_profile"):
-        parts += _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile))
+        file.writelines(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile)))
     if colours:
-        parts += _chunk(b"PLTE", bytes(image.getpalette() or ())[: 3 * colours].ljust(3 * colours, b"\0"))
+        file.writelines(_chunk(b"PLTE", bytes(image.getpalette() or ())[: 3 * colours].ljust(3 * colours, b"\0")))
     if transparency := _transparency(image, colours):
-        parts += _chunk(b"tRNS", transparency)
+        file.writelines(_chunk(b"tRNS", transparency))
     for deflated in _deflated(image, layout):
-        parts += _chunk(b"IDAT", deflated)
-    parts += _chunk(b"IEND", b"")
-    return b"".join(parts)
+        file.writelines(_chunk(b"IDAT", deflated))
+    file.writelines(_chunk(b"IEND", b""))
+    return file.getvalue()
 
 
 class Way(NamedTuple):

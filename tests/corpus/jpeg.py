@@ -12,6 +12,7 @@ from tests.images import (
     cmyk_profile,
     encoded,
     exif,
+    jpeg_in_scans,
     jpeg_of,
     jpeg_segments,
     jpeg_with_exif,
@@ -215,6 +216,7 @@ TAKEN: dict[str, Make] = {
     "its height again behind the scan": lambda: SMALL[:-2] + segment(0xDC, struct.pack(">H", 48)) + b"\xff\xd9",
     "a profile in three parts": lambda: encoded(photograph(65, 49), "JPEG", icc_profile=srgb_profile() * 300),
     "the standard Huffman tables left out": lambda: jpeg_of([part for part in jpeg_segments(SMALL) if part[0] != 0xC4]),
+    "a scan for each channel": lambda: jpeg_in_scans(photograph(65, 49)),
     "CMYK through its profile": lambda: encoded(photograph(65, 49).convert("CMYK"), "JPEG", icc_profile=cmyk_profile()),
     "CMYK as YCCK": lambda: encoded(photograph(65, 49).convert("CMYK"), "JPEG").replace(
         b"Adobe\0\x64\0\0\0\0\0", b"Adobe\0\x64\0\0\0\0\2"
