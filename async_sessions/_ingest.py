@@ -229,9 +229,10 @@ async def _collect(source: AsyncIterable[bytes], limits: Limits) -> bytearray:
         async for chunk in source:
             if not isinstance(chunk, bytes | bytearray | memoryview):
                 raise TypeError(f"An async source of an image gives chunks of bytes, not {type(chunk).__name__}.")
-            if len(held) + memoryview(chunk).nbytes > limits.max_bytes:
+            view = memoryview(chunk)
+            if len(held) + view.nbytes > limits.max_bytes:
                 raise _too_many_bytes(limits)
-            held += chunk
+            held += view if view.contiguous else view.tobytes()
     finally:
         if isinstance(source, AsyncGenerator):
             await source.aclose()

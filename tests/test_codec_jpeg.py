@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import pytest
 from PIL import Image
@@ -30,6 +31,43 @@ def test_the_larger_the_image_the_fewer_scans_it_may_have() -> None:
     limits = Limits(max_pixels=64 * 48)
     assert refusal(many_scans(20), limits) is None
     assert refusal(many_scans(21), limits) == "cpu_bomb"
+
+
+CUT: dict[str, Callable[[], bytes]] = {
+    "baseline": lambda: encoded(photograph(653, 477), "JPEG"),
+    "no subsampling": lambda: encoded(photograph(653, 477), "JPEG", subsampling=0),
+    "a column and a row beyond its blocks": lambda: encoded(photograph(641, 481), "JPEG"),
+    "grey": lambda: encoded(photograph(653, 477).convert("L"), "JPEG"),
+    "CMYK": lambda: encoded(photograph(653, 477).convert("CMYK"), "JPEG"),
+    "RGB without a colour transform": lambda: encoded(photograph(653, 477), "JPEG", keep_rgb=True),
+    "restart markers": lambda: encoded(photograph(653, 477), "JPEG", restart_marker_rows=1),
+    "turned": lambda: jpeg_with_exif(6, image=photograph(653, 477)),
+}
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_a_jpeg_that_was_cut_and_given_an_end_is_truncated(case: str) -> None:
+    data = CUT[case]()
+    scan = data.index(SCAN)
+    cuts = [scan + (len(data) - scan) * share // 100 for share in (10, 50, 90, 99)]
+    cuts += [place for place in (data.rfind(b"\xff\xd3"), data.rfind(b"\xff\xd3") + 2) if place > scan]
+    for cut in cuts:
+        assert refusal(data[:cut].rstrip(b"\xff") + b"\xff\xd9") == "truncated"
+
+
+def test_a_jpeg_that_really_ends_in_grey_is_taken() -> None:
+    for mode, grey in (("L", 128), ("RGB", (128, 128, 128)), ("CMYK", (127, 127, 127, 127))):
+        image = photograph(653, 477).convert(mode)
+        for box in ((0, 0, 653, 477), (0, 240, 653, 477), (640, 470, 653, 477)):
+            image.paste(grey, box)
+            for options in ({}, {"progressive": True}, {"restart_marker_blocks": 5}, {"optimize": True}):
+                assert refusal(encoded(image, "JPEG", **options)) is None
+
+
+def test_what_a_cut_took_from_the_last_block_or_the_last_scan_is_not_missed() -> None:
+    """A known limit: libjpeg only warns, Pillow does not pass it on, and what is shown is not wrong but coarse."""
+    assert refusal(SMALL[:-4] + b"\xff\xd9") is None
+    assert refusal(PROGRESSIVE[: PROGRESSIVE.rindex(SCAN) + 20] + b"\xff\xd9") is None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -57,7 +57,7 @@ async def refusal(source: ImageSource, limits: Limits = LIMITS) -> str:
     return caught.value.reason
 
 
-async def chunks(data: bytes, size: int = 10_000) -> AsyncIterator[bytes]:
+async def chunks(data: bytes | bytearray | memoryview, size: int = 10_000) -> AsyncIterator[Any]:
     for start in range(0, len(data), size):
         await anyio.lowlevel.checkpoint()
         yield data[start : start + size]
@@ -96,7 +96,15 @@ async def test_every_kind_of_source_gives_the_same_bytes(tmp_path: Path) -> None
     link.symlink_to(path)
     expected = await take(data)
     every_other = np.repeat(np.frombuffer(data, np.uint8), 2).data[::2]
-    for source in (bytearray(data), memoryview(data), every_other, path, link, chunks(data), chunks(data, 1 << 30)):
+    sources: list[ImageSource] = [bytearray(data), memoryview(data), every_other, path, link]
+    sources += [
+        chunks(data),
+        chunks(data, 1 << 30),
+        chunks(memoryview(data)),
+        chunks(every_other),
+        chunks(bytearray(data)),
+    ]
+    for source in sources:
         taken = await take(source)
         assert (taken.data, taken.digest) == (expected.data, expected.digest)
 
@@ -152,6 +160,53 @@ async def test_a_pillow_image_whose_file_was_cut_is_truncated(tmp_path: Path) ->
         path.write_bytes(photo(name)[:50_000])
         with Image.open(path) as image:
             assert await refusal(image) == "truncated"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("block", [b"rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff", "text"])
+async def test_exif_that_cannot_be_read_says_nothing_about_the_pixels(block: Any) -> None:
+    image = corners()
+    image.info["exif"] = block
+    assert (await take(image)).image.tobytes() == corners().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("mode", "transparency"),
+    [
+        ("P", bytes(300)),
+        ("P", 256),
+        ("P", -1),
+        ("L", -1),
+        ("L", 256),
+        ("I;16", 65_536),
+        ("RGB", (0, 0, 256)),
+        ("L", b"0"),
+    ],
+)
+async def test_a_transparency_that_png_cannot_hold_is_none(mode: str, transparency: object) -> None:
+    image = Image.new(mode, (64, 48))
+    image.info["transparency"] = transparency
+    taken = await take(image)
+    assert not taken.has_alpha
+    assert "transparency" not in decode.load(taken.data, taken.media_type).info
+
+
+async def test_a_pillow_image_that_was_closed_is_refused() -> None:
+    opened = Image.open(io.BytesIO(photo("chelsea.png")))
+    closed = corners()
+    for image in (opened, closed):
+        image.close()
+        with pytest.raises(ImageRejectedError, match="closed"):
+            await take(image)
+
+
+async def test_a_kind_of_image_of_the_apps_own_is_an_image() -> None:
+    class Drawing(Image.Image):
+        pass
+
+    drawing = Drawing()
+    drawing.__setstate__([{}, "RGB", corners().size, None, corners().tobytes()])
+    assert (await take(drawing)).image.tobytes() == corners().tobytes()
 
 
 async def test_a_pillow_image_beyond_the_limits_is_not_even_loaded() -> None:

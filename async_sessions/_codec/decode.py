@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import struct
@@ -18,6 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from async_sessions._codec import bmff, jpeg, png, webp
+from async_sessions._codec.base import truncated
 from async_sessions._codec.modes import displayable, storable
 from async_sessions._codec.sniff import HEIF_EXTRA, MEDIA_TYPES
 from async_sessions.errors import ImageRejectedError
@@ -45,6 +47,10 @@ _GAP: Final = 2.0  # how much larger than its result an image is at least that w
 _STRIP: Final = MIB  # bytes that are converted at a time
 _PROFILE_BYTES: Final = 16 * KIB  # a larger colour profile is not worth its place in a thumbnail
 
+# Blocks of rubbish for whichever restart interval the decoder is in.
+_RUBBISH: Final = hashlib.sha512(b"rubbish").digest().replace(b"\xff", b"\xfe")
+_MORE: Final = b"".join([_RUBBISH, *(bytes([0xFF, 0xD0 + number]) + _RUBBISH for number in range(8))])
+
 # What Pillow's decoders were seen to raise on damaged files; the last, where an application makes errors of warnings.
 PILLOW_ERRORS: Final = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error,
@@ -65,8 +71,12 @@ def rebuild(data: bytes | bytearray, form: str, limits: Limits) -> Rebuilt:
 
 
 def decode(rebuilt: Rebuilt, form: str) -> Image.Image:
-    """Every pixel of a checked file, upright."""
-    image = _decode(rebuilt.data, form)
+    """Every pixel of a checked file, upright.
+
+    Known limit: of a JPEG that was cut and given an end, what is missing is missed where it is less than a block, or
+    only makes finer what a scan of a progressive file has drawn before.
+    """
+    image = _decode(rebuilt.data, form, check_end=True)
     if form not in MEDIA_TYPES:  # turned or cut as its container says, so it may be smaller but not larger
         if max(image.size) > max(rebuilt.width, rebuilt.height) or min(image.size) > min(rebuilt.width, rebuilt.height):
             raise ImageRejectedError("corrupt", f"The {form} file is damaged: its parts disagree about its size.")
@@ -136,16 +146,20 @@ def refusal(error: Exception, what: str) -> ImageRejectedError:
     return ImageRejectedError("corrupt", f"The {what} is damaged and cannot be decoded: {str(error).rstrip('.')}.")
 
 
-def _decode(data: bytes, form: str, at_least: tuple[int, int] | None = None) -> Image.Image:
+def _decode(data: bytes, form: str, at_least: tuple[int, int] | None = None, *, check_end: bool = False) -> Image.Image:
     try:
         image = _opened(data, form)
         if at_least is not None and form == "JPEG":
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             image.draft(None, at_least[::-1] if turned else at_least)
         image.load()
+        if check_end and form == "JPEG" and _ends_in_grey(image) and _is_cut(data):
+            raise truncated(form)
         if form == "PNG":
             _mend_transparency(image, depth=data[24])
         ImageOps.exif_transpose(image, in_place=True)
+    except ImageRejectedError:
+        raise
     except PILLOW_ERRORS as error:
         raise refusal(error, f"{form} file") from error
     image.info.pop("exif", None)  # it is upright now
@@ -163,6 +177,24 @@ def _opened(data: bytes, form: str) -> Image.Image:
         image = _DECODERS[form](io.BytesIO(data))
     image.info.pop("xmp", None)  # Pillow would turn the image by it; browsers do not
     return image
+
+
+def _ends_in_grey(image: Image.Image) -> bool:
+    """Whether the last block of a JPEG is mid-grey: as is what libjpeg puts, with no more than a warning, for none."""
+    corner = image.crop(((image.width - 1) // 8 * 8, (image.height - 1) // 8 * 8, *image.size))
+    shades = corner.tobytes() if image.mode == "CMYK" else corner.convert("L").tobytes()  # the colour may have bled in
+    return min(shades) >= 126 and max(shades) <= 129
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether a checked JPEG has room for more: what follows a whole image is ignored, else it is taken for blocks."""
+    return _drafted(data) != _drafted(data[:-2] + _MORE + data[-2:])
+
+
+def _drafted(data: bytes) -> bytes:
+    image = JpegImageFile(io.BytesIO(data))
+    image.draft(None, (1, 1))
+    return image.tobytes()
 
 
 def _mend_transparency(image: Image.Image, *, depth: int) -> None:

@@ -29,6 +29,11 @@ def upright_copy(source: Image.Image, limits: Limits) -> Image.Image:
     """
     _check(source.width, source.height, limits)
     try:
+        source.load()
+        try:
+            source.getexif()
+        except PILLOW_ERRORS:  # which says nothing about the pixels, and is not kept
+            return storable(source.copy())
         return storable(ImageOps.exif_transpose(source))
     except ImageRejectedError:
         raise

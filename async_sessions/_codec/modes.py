@@ -91,8 +91,10 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
 def _is_transparency(mode: str, value: object) -> bool:
     """Whether PNG can hold `value`, which may come from any format, as the transparency of an image of that mode."""
     match mode, value:
-        case ("P", bytes() | int()) | (("1" | "L" | "I;16"), int()):
-            return True
+        case "P", bytes():
+            return len(value) <= 256
+        case (("1" | "L" | "P" | "I;16"), int()):
+            return 0 <= value <= (65_535 if mode == "I;16" else 255)
         case "RGB", (int(), int(), int()):
-            return True
+            return min(value) >= 0 and max(value) <= 255
     return False
