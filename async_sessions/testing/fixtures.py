@@ -14,6 +14,7 @@ import pytest
 
 from async_sessions.store import SessionStore, open_store
 from async_sessions.testing.clock import FrozenClock
+from async_sessions.testing.pipeline import FakePipeline
 
 if TYPE_CHECKING:
     from async_sessions.session import Session
@@ -40,3 +41,9 @@ async def session_store(tmp_path: Path, frozen_clock: FrozenClock) -> AsyncItera
 async def session(session_store: SessionStore) -> Session:
     """A new session in `session_store`."""
     return await session_store.create_session()
+
+
+@pytest.fixture
+def fake_pipeline() -> FakePipeline:
+    """A pipeline called `fake`, without a model, for a dispatcher of yours; a test holds it or lets it fail."""
+    return FakePipeline()
