@@ -36,7 +36,7 @@ class SQLiteBlobStore(BlobStore):
     """Durable as SQLite is; a transaction is the compare-and-swap."""
 
     def __init__(self, path: str | Path) -> None:
-        self._path = path
+        self.path = path
 
     async def get(self, key: str) -> Blob | None:
         check_key(key)
@@ -82,7 +82,7 @@ class SQLiteBlobStore(BlobStore):
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def transaction() -> T:
-            db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+            db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
             try:
                 db.execute("BEGIN IMMEDIATE")
                 with db:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
+import uuid
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -26,11 +29,41 @@ class TestLocalBlobStore(BlobStoreTests):
     def blobs(self, tmp_path: Path) -> LocalBlobStore:
         return LocalBlobStore(tmp_path / "root")
 
+    async def raw_get(self, blobs: LocalBlobStore, key: str) -> bytes | None:
+        path = anyio.Path(blobs.root / key)
+        return await path.read_bytes() if await path.is_file() else None
+
+    async def raw_put(self, blobs: LocalBlobStore, key: str, data: bytes) -> None:
+        path = anyio.Path(blobs.root / key)
+        await path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await path.write_bytes(data)
+
 
 class TestTheExampleOfABlobStore(BlobStoreTests):
     @pytest.fixture
     def blobs(self, tmp_path: Path) -> SQLiteBlobStore:
         return SQLiteBlobStore(tmp_path / "blobs.db")
+
+    async def raw_get(self, blobs: SQLiteBlobStore, key: str) -> bytes | None:
+        rows = await self._query(blobs, "SELECT data FROM blobs WHERE key = ?", key)
+        return rows[0][0] if rows else None
+
+    async def raw_put(self, blobs: SQLiteBlobStore, key: str, data: bytes) -> None:
+        await blobs.get(key)  # makes the table
+        await self._query(
+            blobs,
+            "INSERT OR REPLACE INTO blobs VALUES (?, ?, ?, datetime('now') || '+00:00')",
+            key,
+            data,
+            uuid.uuid4().hex,
+        )
+
+    async def _query(self, blobs: SQLiteBlobStore, query: str, *values: str | bytes) -> list[tuple[bytes]]:
+        def run() -> list[tuple[bytes]]:
+            with closing(sqlite3.connect(blobs.path)) as database, database:
+                return database.execute(query, values).fetchall()
+
+        return await anyio.to_thread.run_sync(run)
 
 
 async def test_files_and_folders_are_private(tmp_path: Path) -> None:

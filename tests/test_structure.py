@@ -110,6 +110,7 @@ class OnlyCore(MetaPathFinder):
 
 sys.meta_path.insert(0, OnlyCore())
 import async_sessions, async_sessions.jobs, async_sessions.dispatch, async_sessions.asgi, async_sessions.renditions
+import async_sessions.testing.faults
 assert not {"gradio", "torch", "av", "typer", "starlette"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
