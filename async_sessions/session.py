@@ -242,7 +242,7 @@ class Session:
             blob=_keys.new_blob(incarnation, digest),
         )
         self._context.writing([record.blob])
-        await self._context.commits.uninterrupted(partial(self._context.blobs.put, record.blob, data))
+        await self._context.with_room(partial(self._context.blobs.put, record.blob, data))
         return record
 
     def stream_output(self, record: OutputRecord, *, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:

@@ -15,16 +15,20 @@ from pathlib import Path
 from async_sessions import _keys
 from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobInfo, Expect, Expectation
 from async_sessions.errors import InvalidKeyError, StorageError, StorageFullError, VersionConflictError
+from async_sessions.records import KIB, MIB
 
 LOCKS = "locks"
+SMALL = 256 * KIB  # bytes: manifests and thumbnails are let through, since a clear has to write a manifest to make room
+_MIN_FREE = 64 * MIB
 _OTHERS_CAN_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Folder:
     """The files below `root`. Knows which directories are durable, so that each is synced once."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, min_free: int | None) -> None:
         self.root = root
+        self._min_free = min_free
         self._durable: dict[Path, int] = {}  # directories, by inode, whose entry in their parent was synced
 
     def open(self) -> None:
@@ -39,6 +43,22 @@ class Folder:
             )
         for name in (LOCKS, _keys.TEMPORARY):
             _make_directories(root / name, root)
+
+    def check_room(self, size: int) -> None:
+        """`StorageFullError` if `size` bytes more leave less than `min_free` on the device."""
+        device = os.statvfs(self.root)
+        least = self._min_free
+        if least is None:
+            least = min(_MIN_FREE, device.f_blocks * device.f_frsize // 20)
+        if device.f_bavail * device.f_frsize - size < least:
+            raise _full(self.root)
+
+    def write(self, temporary: Path, data: bytes | Path) -> str:
+        """Write a new file, durably. Returns the SHA-256 of what was written."""
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        if size > SMALL:
+            self.check_room(size)
+        return write(temporary, data)
 
     def publish(self, temporary: Path, path: Path, expect: Expectation) -> None:
         _check(path, expect)
@@ -114,9 +134,14 @@ def in_our_words(root: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"No room is left for {root}. Free some space or raise the quota; what is stored is untouched."
-            raise StorageFullError(message) from error
+            raise _full(root) from error
         raise StorageError(f"{root}: {error.strerror or error}. What was stored before is untouched.") from error
+
+
+def _full(root: Path) -> StorageFullError:
+    return StorageFullError(
+        f"No room is left for {root}. Free some space or raise the quota; what is stored is untouched."
+    )
 
 
 def read(path: Path) -> Blob | None:
