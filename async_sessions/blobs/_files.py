@@ -15,11 +15,12 @@ from pathlib import Path
 from async_sessions import _keys
 from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobInfo, Expect, Expectation
 from async_sessions.errors import InvalidKeyError, StorageError, StorageFullError, VersionConflictError
-from async_sessions.records import KIB, MIB
+from async_sessions.records import MIB
 
 LOCKS = "locks"
-SMALL = 256 * KIB  # bytes: manifests and thumbnails are let through, since a clear has to write a manifest to make room
 _MIN_FREE = 64 * MIB
+_MIN_INODES = 1024
+_SHARE = 20  # of a small device, one part in so many is kept free
 _OTHERS_CAN_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -45,19 +46,19 @@ class Folder:
             _make_directories(root / name, root)
 
     def check_room(self, size: int) -> None:
-        """`StorageFullError` if `size` bytes more leave less than `min_free` on the device."""
+        """`StorageFullError` if a file of `size` bytes leaves less than `min_free` on the device, or too few inodes."""
         device = os.statvfs(self.root)
         least = self._min_free
         if least is None:
-            least = min(_MIN_FREE, device.f_blocks * device.f_frsize // 20)
-        if device.f_bavail * device.f_frsize - size < least:
+            least = min(_MIN_FREE, device.f_blocks * device.f_frsize // _SHARE)
+        inodes = min(_MIN_INODES, device.f_files // _SHARE)  # 0 where the file system has no fixed number of them
+        if device.f_bavail * device.f_frsize - size < least or (inodes and device.f_favail < inodes):
             raise _full(self.root)
 
-    def write(self, temporary: Path, data: bytes | Path) -> str:
-        """Write a new file, durably. Returns the SHA-256 of what was written."""
-        size = len(data) if isinstance(data, bytes) else data.stat().st_size
-        if size > SMALL:
-            self.check_room(size)
+    def write(self, temporary: Path, data: bytes | Path, *, reserved: bool) -> str:
+        """Write a new file, durably; `reserved`: into the room that is kept free. Returns the SHA-256 of its bytes."""
+        if not reserved:
+            self.check_room(len(data) if isinstance(data, bytes) else data.stat().st_size)
         return write(temporary, data)
 
     def publish(self, temporary: Path, path: Path, expect: Expectation) -> None:

@@ -39,8 +39,8 @@ class LocalBlobStore(BlobStore):
 
     A write that waits longer than `lock_timeout` seconds for another process is a `LockTimeoutError`. `min_free` bytes
     of the device stay free, by default 64 MiB or a twentieth of a small device: a write that would leave less is a
-    `StorageFullError`, but for small writes, so that what is stored can still be cleared. No file is held open between
-    calls, so there is nothing to close.
+    `StorageFullError`. A write over a given version may use that room, so that on a full device sessions can still be
+    cleared and deleted. No file is held open between calls, so there is nothing to close.
     """
 
     def __init__(self, root: Path | str, *, lock_timeout: float = 10.0, min_free: int | None = None) -> None:
@@ -77,7 +77,9 @@ class LocalBlobStore(BlobStore):
         temporary = self.root / _keys.TEMPORARY / secrets.token_hex(16)
         try:
             if isinstance(data, bytes | Path):
-                version = await self._hop(partial(self._folder.write, temporary, data))
+                version = await self._hop(
+                    partial(self._folder.write, temporary, data, reserved=not isinstance(expect, Expect))
+                )
             else:
                 version = await self._write_chunks(temporary, data)
             await self._guarded(key, expect, partial(self._folder.publish, temporary, path))
