@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,7 +11,7 @@ import anyio
 from async_sessions import _keys
 from async_sessions._budget import in_thread
 from async_sessions._tasks import COMMIT_DEADLINE
-from async_sessions.errors import InvalidKeyError, StoreClosedError
+from async_sessions.errors import InvalidKeyError, QuotaExceededError, StorageFullError, StoreClosedError
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
@@ -59,6 +59,8 @@ class StoreContext:
         self.clock = clock
         self.lifetime = lifetime
         self.limits = limits
+        self.sweep_for_room: Callable[[int], Awaitable[None]] = _keep_all  # the janitor's, once there is one
+        self.used: int | None = None  # bytes of all blobs, as the last sweep counted them, and what was added since
         self._in_flight: dict[str, float] = {}
         self.created: set[str] = set()
         self._slots = slots
@@ -91,6 +93,34 @@ class StoreContext:
             raise InvalidKeyError(f"This store's slots are {', '.join(sorted(self._slots))}; not {slot!r}.")
         return slot
 
+    async def take_room(self, size: int) -> None:
+        """Count `size` bytes in. `QuotaExceededError` where even a sweep leaves the store too full for them."""
+        if (limit := self.limits.max_total_bytes) is None:
+            return
+        if self.used is None or not self.has_room(size):
+            await self.sweep_for_room(size)
+        if not self.has_room(size):
+            raise QuotaExceededError(
+                f"The store keeps {limit:,} bytes at most and is full. Delete sessions, or raise `max_total_bytes`."
+            )
+        self.used = (self.used or 0) + size
+
+    def has_room(self, size: int) -> bool:
+        limit = self.limits.max_total_bytes
+        return limit is None or (self.used or 0) + size <= limit
+
+    async def with_room(self, commit: Callable[[], Awaitable[T]]) -> T:
+        """Run `commit` uninterrupted; where no room was left, once more after a sweep."""
+        try:
+            return await self.commits.uninterrupted(commit)
+        except StorageFullError:
+            await self.sweep_for_room(0)
+            return await self.commits.uninterrupted(commit)
+
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Run CPU-bound `call` in a worker thread, in one of the store's `cpu` slots."""
         return await in_thread(call, self.cpu)
+
+
+async def _keep_all(size: int) -> None:
+    """What there is before there is a janitor."""

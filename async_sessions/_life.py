@@ -12,8 +12,10 @@ from msgspec.structs import replace
 
 from async_sessions import _keys
 from async_sessions._manifest import Manifest
+from async_sessions._quota import within
 from async_sessions.errors import (
     LockTimeoutError,
+    QuotaExceededError,
     RevisionConflictError,
     SessionNotFoundError,
     StorageError,
@@ -103,7 +105,8 @@ class Life:
                         raise
                     # the session began or ended while the blobs were written: write them under the life it has now
 
-        return await self._context.commits.uninterrupted(commit)
+        await self._context.take_room(sum(len(image.data) + len(image.thumbnail) for image in images.values()))
+        return await self._context.with_room(commit)
 
     async def bury(self) -> None:
         """Remove this life with all that it holds: a tombstone first, so that a late writer sees it, then the blobs.
@@ -154,7 +157,10 @@ class Life:
                 raise RevisionConflictError(
                     "The session was changed by somebody else since you read it. Read `info()` again and decide anew."
                 )
-            return change(manifest)
+            changed = change(manifest)
+            if changed is None or changed is manifest:
+                return changed
+            return within(changed, self._context.limits, before=manifest, now=self._context.clock())
 
         spend = None if tickets is None else partial(tickets.spend, purge=purge)
         edit = await self._context.manifests.edit(self.key, checked, written=spend)
@@ -171,13 +177,14 @@ class Life:
         self, images: Mapping[str, Ingested], bound: str | None, tickets: Tickets, if_revision: str | None
     ) -> dict[str, ImageRecord]:
         found = await self._context.manifests.read(self.key)
+        now = self._context.clock()
         try:
-            incarnation = self._living(found, bound).incarnation
+            present = self._living(found, bound)
         except SessionNotFoundError:
             if bound is not None:
                 raise
-            incarnation = _keys.new_incarnation()
-        now = self._context.clock()
+            present = Manifest.new(self.key, _keys.new_incarnation(), now)
+        incarnation = present.incarnation
         records = {
             slot: _record(image, _keys.new_blob(incarnation, image.digest), now) for slot, image in images.items()
         }
@@ -195,12 +202,14 @@ class Life:
                         pass
             return manifest
 
+        # so that what can't be kept is not written either; the edit looks again
+        within(change(present), self._context.limits, before=present, now=now)
         written = {name for record in records.values() for name in (record.blob, _keys.thumbnail(record.blob))}
         self._context.writing(written)
         try:
             await self._write_blobs(images, records)
             manifest = await self._edit(change, bound, incarnation, True, if_revision, tickets)
-        except (*NOT_WRITTEN, RevisionConflictError, SessionNotFoundError):
+        except (*NOT_WRITTEN, QuotaExceededError, RevisionConflictError, SessionNotFoundError):
             await self._discard(written)
             raise
         named = manifest.named_blobs()

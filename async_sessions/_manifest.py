@@ -33,6 +33,11 @@ class Lifetime(msgspec.Struct, frozen=True, kw_only=True):
         """Uses are recorded at most this often; a session is therefore kept that much longer than `ttl`."""
         return self.ttl / 24
 
+    @property
+    def longest(self) -> timedelta:
+        """For how long anything at all is kept that nobody uses."""
+        return max(self.ttl + self.touch_after, self.max_age or self.ttl, self.grace)
+
     def expires_at(self, manifest: Manifest) -> datetime:
         idle = manifest.used_at + self.ttl + self.touch_after
         return idle if self.max_age is None else min(idle, manifest.created_at + self.max_age)
@@ -112,6 +117,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         images = {record.blob: record.byte_size + record.thumbnail_size for record in self._image_records()}
         outputs = sum(output.byte_size for job in self.jobs.values() for output in job.outputs.values())
         return sum(images.values()) + outputs
+
+    def image_count(self) -> int:
+        """Images that slots hold, that can be put back or that jobs name."""
+        return len({record.blob for record in self._image_records()})
 
     def info(self, lifetime: Lifetime, now: datetime) -> SessionInfo:
         return SessionInfo(

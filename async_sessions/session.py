@@ -235,7 +235,7 @@ class Session:
                 raise ValueError(f"The output {name!r} is empty.")
             blob = _keys.new_blob(incarnation, digest)
             context.writing([blob])
-            await context.commits.uninterrupted(partial(context.blobs.put, blob, data))
+            await context.with_room(partial(context.blobs.put, blob, data))
         return OutputRecord(
             name=name, media_type=media_type, digest=digest, byte_size=size, stored_at=context.clock(), blob=blob
         )

@@ -100,16 +100,16 @@ class SessionStore(AsyncContextManagerMixin):
         failure: Exception | None = None
         async with anyio.create_task_group() as group:
             context = self._make_context(Commits(group))
-            janitor = Janitor(context)
+            janitor = Janitor(context, self._interval)
+            context.sweep_for_room = janitor.make_room
             self._entered = context, janitor
             sweeps = anyio.CancelScope()
 
-            async def sweep_periodically(interval: timedelta) -> None:
+            async def sweep_periodically() -> None:
                 with sweeps:
-                    await janitor.run(interval)
+                    await janitor.run()
 
-            if self._interval is not None:
-                group.start_soon(sweep_periodically, self._interval)
+            group.start_soon(sweep_periodically)
             try:
                 yield self
             except Exception as error:  # noqa: BLE001 - the caller's own, which the group would wrap in another

@@ -16,10 +16,10 @@ PACKAGE = Path(async_sessions.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"records", "_manifest", "_keys", "_tasks", "_budget", "_events", "_lane"},
+    {"records", "_manifest", "_keys", "_tasks", "_budget", "_events", "_lane", "_quota", "_plan", "_reckoning"},
     {"_codec", "blobs", "renditions", "_tensor"},
     {"_ingest", "_cache", "_manifests", "_reading"},
-    {"_context", "_life", "session", "store", "janitor", "_pipeline"},
+    {"_context", "_life", "session", "store", "janitor", "_sweep", "_pipeline"},
     {"jobs", "_run"},
     {"asgi", "_serving", "dispatch", "pipelines"},
     {"gradio", "_gradio"},

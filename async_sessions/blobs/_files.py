@@ -15,16 +15,21 @@ from pathlib import Path
 from async_sessions import _keys
 from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobInfo, Expect, Expectation
 from async_sessions.errors import InvalidKeyError, StorageError, StorageFullError, VersionConflictError
+from async_sessions.records import MIB
 
 LOCKS = "locks"
+_MIN_FREE = 64 * MIB
+_MIN_INODES = 1024
+_SHARE = 20  # of a small device, one part in so many is kept free
 _OTHERS_CAN_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Folder:
     """The files below `root`. Knows which directories are durable, so that each is synced once."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, min_free: int | None) -> None:
         self.root = root
+        self._min_free = min_free
         self._durable: dict[Path, int] = {}  # directories, by inode, whose entry in their parent was synced
 
     def open(self) -> None:
@@ -39,6 +44,22 @@ class Folder:
             )
         for name in (LOCKS, _keys.TEMPORARY):
             _make_directories(root / name, root)
+
+    def check_room(self, size: int) -> None:
+        """`StorageFullError` if a file of `size` bytes leaves less than `min_free` on the device, or too few inodes."""
+        device = os.statvfs(self.root)
+        least = self._min_free
+        if least is None:
+            least = min(_MIN_FREE, device.f_blocks * device.f_frsize // _SHARE)
+        inodes = min(_MIN_INODES, device.f_files // _SHARE)  # 0 where the file system has no fixed number of them
+        if device.f_bavail * device.f_frsize - size < least or (inodes and device.f_favail < inodes):
+            raise _full(self.root)
+
+    def write(self, temporary: Path, data: bytes | Path, *, reserved: bool) -> str:
+        """Write a new file, durably; `reserved`: into the room that is kept free. Returns the SHA-256 of its bytes."""
+        if not reserved:
+            self.check_room(len(data) if isinstance(data, bytes) else data.stat().st_size)
+        return write(temporary, data)
 
     def publish(self, temporary: Path, path: Path, expect: Expectation) -> None:
         _check(path, expect)
@@ -114,9 +135,14 @@ def in_our_words(root: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"No room is left for {root}. Free some space or raise the quota; what is stored is untouched."
-            raise StorageFullError(message) from error
+            raise _full(root) from error
         raise StorageError(f"{root}: {error.strerror or error}. What was stored before is untouched.") from error
+
+
+def _full(root: Path) -> StorageFullError:
+    return StorageFullError(
+        f"No room is left for {root}. Free some space or raise the quota; what is stored is untouched."
+    )
 
 
 def read(path: Path) -> Blob | None:

@@ -37,16 +37,18 @@ _LISTED_PER_HOP = 1000
 class LocalBlobStore(BlobStore):
     """Blobs below `root`, which is created (0700) at the first use and refused if others can write to it.
 
-    A write that waits longer than `lock_timeout` seconds for another process raises `LockTimeoutError`. No file is held
-    open between calls, so there is nothing to close.
+    A write that waits longer than `lock_timeout` seconds for another process is a `LockTimeoutError`. `min_free` bytes
+    of the device stay free, by default 64 MiB or a twentieth of a small device: a write that would leave less is a
+    `StorageFullError`. A write over a given version may use that room, so that on a full device sessions can still be
+    cleared and deleted. No file is held open between calls, so there is nothing to close.
     """
 
-    def __init__(self, root: Path | str, *, lock_timeout: float = 10.0) -> None:
+    def __init__(self, root: Path | str, *, lock_timeout: float = 10.0, min_free: int | None = None) -> None:
         self.root = Path(root).expanduser().absolute()
         self._lock_timeout = lock_timeout
         self._threads: RunVar[anyio.CapacityLimiter] = RunVar("async_sessions.blobs.local")
         self._opened = False
-        self._folder = Folder(self.root)
+        self._folder = Folder(self.root, min_free)
 
     def __repr__(self) -> str:
         return f"LocalBlobStore({str(self.root)!r})"
@@ -75,7 +77,9 @@ class LocalBlobStore(BlobStore):
         temporary = self.root / _keys.TEMPORARY / secrets.token_hex(16)
         try:
             if isinstance(data, bytes | Path):
-                version = await self._hop(partial(_files.write, temporary, data))
+                version = await self._hop(
+                    partial(self._folder.write, temporary, data, reserved=not isinstance(expect, Expect))
+                )
             else:
                 version = await self._write_chunks(temporary, data)
             await self._guarded(key, expect, partial(self._folder.publish, temporary, path))
@@ -139,6 +143,7 @@ class LocalBlobStore(BlobStore):
             file = await aiofiles.open(fd, "wb")
         try:
             async for chunk in chunks:  # a failure of theirs is not the storage's
+                await self._hop(partial(self._folder.check_room, len(chunk)))
                 await self._hop(partial(digest.update, chunk))
                 with in_our_words(self.root):
                     await file.write(chunk)

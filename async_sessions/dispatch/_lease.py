@@ -11,7 +11,8 @@ import anyio
 import msgspec
 
 from async_sessions import _keys
-from async_sessions.errors import JobNotFoundError, SessionNotFoundError, StorageError
+from async_sessions.blobs.base import Expect
+from async_sessions.errors import JobNotFoundError, SessionNotFoundError, StorageError, VersionConflictError
 from async_sessions.jobs import abandon_job
 
 if TYPE_CHECKING:
@@ -38,10 +39,15 @@ class Owner:
         self._holds = holds
         self._store = store
         self._key = _keys.owner_lease(name)
+        self._version: str | Expect = Expect.ANY
 
     async def renew(self) -> None:
-        lease = _Lease(self._store.clock() + LEASE)
-        await self._store.blobs.put(self._key, msgspec.json.encode(lease))
+        """Over the last lease, so that there is room for it on a full device."""
+        lease = msgspec.json.encode(_Lease(self._store.clock() + LEASE))
+        try:
+            self._version = await self._store.blobs.put(self._key, lease, expect=self._version)
+        except VersionConflictError:  # a sweep took it for that of a dead process
+            self._version = await self._store.blobs.put(self._key, lease)
 
     async def resign(self) -> None:
         try:

@@ -5,30 +5,36 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
 import anyio
 
 from async_sessions.records import MIB
-from tests import bounds, test_processes
+from tests import bounds, linear, test_processes
+from tests.proof import devices
 from tests.proof.fuzz import fuzz
 from tests.proof.stores import stores
 
 
-def kills(root: Path) -> str:
-    done = anyio.run(partial(test_processes.check_kills, root, kills=500, seed=int(time.time())))
+async def kills(root: Path) -> str:
+    done = await test_processes.check_kills(root, kills=500, seed=int(time.time()))
     return f"500 x kill -9: {done} acknowledged operations, 0 lost, 0 sessions unreadable, 0 leftovers after a sweep"
 
 
-def two_processes(root: Path) -> str:
+async def two_processes(root: Path) -> str:
     rounds = 10
     for number in range(rounds):
         folder = root / str(number)
-        folder.mkdir(mode=0o700)
-        anyio.run(test_processes.test_two_processes_lose_no_update_of_one_session, folder)
+        folder.mkdir(mode=0o700, parents=True)
+        await test_processes.test_two_processes_lose_no_update_of_one_session(folder)
     return f"{rounds} x 2 processes x 200 concurrent writes on one session: 0 of {rounds * 400} updates lost"
+
+
+async def sixteen_processes(root: Path) -> str:
+    done = await linear.check(root, processes=16, operations=1000)
+    return f"16 processes x 1000 operations on 8 slots: {done} of {done} linearizable, 0 updates lost"
 
 
 def refusals(root: Path) -> str:
@@ -47,19 +53,31 @@ def refusals(root: Path) -> str:
     )
 
 
+def _awaited(proof: Callable[[Path], Awaitable[str]]) -> Callable[[Path], str]:
+    return lambda root: anyio.run(proof, root)
+
+
 PROOFS: dict[str, Callable[[Path], str]] = {
-    "kills": kills,
-    "two_processes": two_processes,
     "refusals": refusals,
     "fuzz": fuzz,
     "stores": stores,
+    "kills": _awaited(kills),
+    "two_processes": _awaited(two_processes),
+    "sixteen_processes": _awaited(sixteen_processes),
+    "full": _awaited(partial(devices.tmpfs, options="size=512k")),
+    "no_inodes": _awaited(partial(devices.tmpfs, options="nr_inodes=60,size=64m")),
+    "read_only": _awaited(devices.read_only),
+    "few_files": _awaited(devices.few_files),
+    "somebody_elses": _awaited(devices.somebody_elses),
 }
 
 
 def main() -> None:
     for name in sys.argv[1:] or PROOFS:
         with tempfile.TemporaryDirectory() as folder:
-            print(PROOFS[name](Path(folder) / "root" if name == "kills" else Path(folder)), flush=True)
+            root = Path(folder) / "root"
+            root.mkdir(mode=0o700)
+            print(PROOFS[name](root), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""What a session may keep, and what goes first where it would keep more. Pure decisions, taken within a commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from async_sessions.errors import QuotaExceededError
+
+if TYPE_CHECKING:
+    from async_sessions._manifest import Manifest
+    from async_sessions.records import Limits
+
+
+def within(manifest: Manifest, limits: Limits, *, before: Manifest, now: datetime) -> Manifest:
+    """`manifest`, which an edit made of `before`, without what has to go so that it is within its limits.
+
+    Images that were replaced or cleared go first, the oldest before the others, unless a pin keeps them; then finished
+    jobs with their outputs, but never the newest one. `QuotaExceededError` where that is not enough. An edit that adds
+    nothing is never refused, so that a session which is over its limits, since they were lowered, can shrink.
+    """
+    for smaller in _shrinking(manifest, now):
+        if _at_most(smaller.total_bytes(), limits.max_session_bytes, before.total_bytes()) and _at_most(
+            smaller.image_count(), limits.max_session_images, before.image_count()
+        ):
+            return smaller
+    raise QuotaExceededError(
+        f"The session is full: it may keep {_count(limits.max_session_bytes)} bytes and "
+        f"{_count(limits.max_session_images)} images. Clear an image first, or give a smaller one."
+    )
+
+
+def _shrinking(manifest: Manifest, now: datetime) -> Iterator[Manifest]:
+    yield manifest
+    if not any(until > now for until in manifest.pins.values()):
+        for gone in sorted(manifest.retired, key=lambda each: each.removed_at):
+            if not gone.discarded:  # such a one is there for a running job alone
+                manifest = replace(manifest, retired=tuple(each for each in manifest.retired if each is not gone))
+                yield manifest
+    finished = [job for job in manifest.jobs.values() if not job.unfinished]
+    for over in sorted(finished, key=lambda job: job.finished_at or job.submitted_at)[:-1]:
+        manifest = replace(manifest, jobs={name: job for name, job in manifest.jobs.items() if job is not over})
+        yield manifest
+
+
+def _at_most(size: int, limit: int | None, before: int) -> bool:
+    return limit is None or size <= max(limit, before)
+
+
+def _count(limit: int | None) -> str:
+    return "any number of" if limit is None else f"{limit:,}"
