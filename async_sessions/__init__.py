@@ -6,7 +6,8 @@
         image = await session.retrieve_image("start")
 
 Optional parts have an import path of their own: `async_sessions.gradio`, `async_sessions.asgi`,
-`async_sessions.dispatch`, `async_sessions.pipelines.preview`, `async_sessions.renditions`, `async_sessions.testing`.
+`async_sessions.bundle`, `async_sessions.dispatch`, `async_sessions.pipelines.preview`, `async_sessions.renditions`,
+`async_sessions.testing`.
 """
 
 from async_sessions._draft import Draft
