@@ -213,6 +213,35 @@ async def test_a_damaged_manifest_is_typed_and_harms_no_other_session(
     assert files_below(root) == before
 
 
+async def test_no_flipped_bit_of_a_manifest_goes_unnoticed(session_store: SessionStore, tmp_path: Path) -> None:
+    session = await session_store.create_session(prompt="a red car")
+    path = tmp_path / "sessions" / "manifests" / session.key[:2] / f"{session.key}.json"
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CorruptManifestError):
+            await session.info()
+    path.write_bytes(whole)
+    assert (await session.info()).state == {"prompt": "a red car"}
+
+
+async def test_a_manifest_of_the_first_format_is_read_and_sealed_by_the_next_write(
+    session_store: SessionStore, tmp_path: Path
+) -> None:
+    session = await session_store.create_session(prompt="a red car")
+    path = tmp_path / "sessions" / "manifests" / session.key[:2] / f"{session.key}.json"
+    unsealed = {**json.loads(path.read_bytes()), "schema": 1}
+    del unsealed["seal"]
+    path.write_text(json.dumps(unsealed))
+    assert (await session.info()).state == {"prompt": "a red car"}
+    await session.update_state(seed=7)
+    written = json.loads(path.read_bytes())
+    assert (written["schema"], len(written["seal"])) == (2, 64)
+    assert (await session.info()).state == {"prompt": "a red car", "seed": 7}
+
+
 async def test_closing_deletes_what_this_store_made_where_it_was_asked_to(tmp_path: Path) -> None:
     async with open_store(tmp_path / "root") as store:
         kept = await store.create_session()
