@@ -241,4 +241,5 @@ def _record(image: Ingested, blob: str, now: datetime) -> ImageRecord:
         blob=blob,
         source_name=image.source_name,
         verbatim=image.verbatim,
+        thumbnail_digest=image.thumbnail_digest,
     )

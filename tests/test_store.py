@@ -193,6 +193,21 @@ async def test_a_damaged_blob_is_typed_and_harms_no_other_slot(session_store: Se
         assert (await again.retrieve_image("start")).size == RED.size
 
 
+async def test_a_damaged_thumbnail_is_typed_and_the_image_is_still_there(
+    session_store: SessionStore, tmp_path: Path
+) -> None:
+    session = await session_store.create_session()
+    record = await session.store_image(RED, "start")
+    path = tmp_path / "sessions" / f"{record.blob}.thumb"
+    flipped = bytearray(path.read_bytes())
+    flipped[-1] ^= 1
+    for damage in (lambda: path.write_bytes(flipped), path.unlink):
+        damage()
+        with pytest.raises(CorruptBlobError):
+            await session.retrieve_thumbnail("start")
+    assert (await session.retrieve_image("start")).size == RED.size
+
+
 async def test_a_damaged_manifest_is_typed_and_harms_no_other_session(
     session_store: SessionStore, tmp_path: Path
 ) -> None:
