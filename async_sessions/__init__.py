@@ -50,6 +50,7 @@ from async_sessions.records import (
 )
 from async_sessions.session import Session
 from async_sessions.store import SessionStore, open_store
+from async_sessions.verify import Finding, VerifyReport
 
 __all__ = [
     "JSON",
@@ -62,6 +63,7 @@ __all__ = [
     "CorruptManifestError",
     "DispatchError",
     "Expect",
+    "Finding",
     "GenerationRequest",
     "ImageRecord",
     "ImageRejectedError",
@@ -94,6 +96,7 @@ __all__ = [
     "StoredImage",
     "UnknownPipelineError",
     "UnknownSchemaError",
+    "VerifyReport",
     "VersionConflictError",
     "open_store",
 ]

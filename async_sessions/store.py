@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 from anyio import AsyncContextManagerMixin
@@ -20,7 +20,9 @@ from async_sessions._context import StoreContext
 from async_sessions._manifest import Lifetime
 from async_sessions._manifests import Manifests
 from async_sessions._reading import Reader
+from async_sessions._repair import Repair
 from async_sessions._tasks import COMMIT_DEADLINE, Commits, utc_now
+from async_sessions._verification import Progress, Verification
 from async_sessions.blobs import BlobStore, LocalBlobStore, MemoryBlobStore
 from async_sessions.errors import (
     InvalidKeyError,
@@ -32,6 +34,9 @@ from async_sessions.errors import (
 from async_sessions.janitor import CleanupReport, Janitor
 from async_sessions.records import JSON, MIB, Limits, SessionInfo
 from async_sessions.session import Session
+
+if TYPE_CHECKING:
+    from async_sessions.verify import VerifyReport
 
 _LEAST_PERIOD = timedelta(milliseconds=1)
 _LONGEST_PERIOD = timedelta(days=36_500)
@@ -189,6 +194,16 @@ class SessionStore(AsyncContextManagerMixin):
         What other processes are writing is known by its age only: don't set `now` into the future while they do.
         """
         return await self._open()[1].sweep(now=now or self._clock(), full=True, dry_run=dry_run)
+
+    async def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
+        """Read every byte that a session names and look for what none does; see `Finding` for what is found.
+
+        Nothing is written, unless with `repair`: then what is damaged, and what no session names, moves to
+        `quarantine/`, where it stays until you delete it. Others may use the store meanwhile. `progress` is called with
+        the sessions done and those there are.
+        """
+        context = self._context()
+        return await Verification(context, Repair(context) if repair else None).run(progress)
 
     def _open(self) -> tuple[StoreContext, Janitor]:
         if self._entered is None:
