@@ -49,6 +49,7 @@ from async_sessions.records import (
     SessionInfo,
 )
 from async_sessions.session import Session
+from async_sessions.stats import CacheStats, StoreStats
 from async_sessions.store import SessionStore, open_store
 from async_sessions.verify import Finding, VerifyReport
 
@@ -58,6 +59,7 @@ __all__ = [
     "Blob",
     "BlobInfo",
     "BlobStore",
+    "CacheStats",
     "CleanupReport",
     "CorruptBlobError",
     "CorruptManifestError",
@@ -93,6 +95,7 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "StoreClosedError",
+    "StoreStats",
     "StoredImage",
     "UnknownPipelineError",
     "UnknownSchemaError",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 from anyio import AsyncContextManagerMixin
 
-from async_sessions import _keys
+from async_sessions import _keys, stats
 from async_sessions._budget import DEFAULT_PIXELS, PixelBudget
 from async_sessions._cache import ImageCache
 from async_sessions._context import StoreContext
@@ -36,6 +36,7 @@ from async_sessions.records import JSON, MIB, Limits, SessionInfo
 from async_sessions.session import Session
 
 if TYPE_CHECKING:
+    from async_sessions.stats import StoreStats
     from async_sessions.verify import VerifyReport
 
 _LEAST_PERIOD = timedelta(milliseconds=1)
@@ -204,6 +205,10 @@ class SessionStore(AsyncContextManagerMixin):
         """
         context = self._context()
         return await Verification(context, Repair(context) if repair else None).run(progress)
+
+    async def stats(self) -> StoreStats:
+        """How much there is, by reading every manifest; and how the cache of this process does."""
+        return await stats.count(self._context())
 
     def _open(self) -> tuple[StoreContext, Janitor]:
         if self._entered is None:

@@ -19,7 +19,7 @@ FLOORS = [
     {"records", "_manifest", "_keys", "_tasks", "_budget", "_events", "_lane"},
     {"_codec", "blobs", "renditions"},
     {"_ingest", "_cache", "_manifests", "_reading"},
-    {"_context", "_life", "session", "store", "janitor", "verify", "_verification", "_repair", "_pipeline"},
+    {"_context", "_life", "session", "store", "janitor", "stats", "verify", "_verification", "_repair", "_pipeline"},
     {"jobs", "_run"},
     {"asgi", "_serving", "dispatch", "pipelines"},
     {"gradio", "_gradio"},
