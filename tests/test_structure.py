@@ -23,7 +23,7 @@ FLOORS = [
     {"jobs", "_run"},
     {"asgi", "_serving", "dispatch", "pipelines"},
     {"gradio", "_gradio"},
-    {"cli", "demo", "__main__"},
+    {"cli", "_cli", "demo", "__main__"},
 ]
 BESIDE = {"testing", "__init__"}
 
