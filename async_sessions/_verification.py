@@ -13,6 +13,8 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from msgspec.structs import replace
+
 from async_sessions import _keys
 from async_sessions.blobs.base import streaming
 from async_sessions.errors import CorruptManifestError, InvalidKeyError, StorageError, UnknownSchemaError
@@ -41,7 +43,7 @@ class Verification:
         self._findings: list[Finding] = []
         self._incarnations: set[str] = set()  # of all sessions that were looked at
         self._damaged: dict[str, Finding] = {}  # manifests
-        self._blind = False  # a manifest that stays where it is can't be read, and may name any blob
+        self._blind = False  # a manifest that can't be read has to stay where it is, and may name any blob
         self._blobs = self._bytes = 0
 
     async def run(self, progress: Progress | None = None) -> VerifyReport:
@@ -57,7 +59,11 @@ class Verification:
         # orphans first: as long as a damaged manifest is there, no sweep deletes what it may name
         await self._orphans(await self._everything_else())
         for finding in self._damaged.values():
-            self._findings.append(finding if self._blind else await self._mended(finding))
+            if not self._blind:
+                await self._found(finding)
+            else:
+                later = f"it stays until it is older than {self._context.lifetime.grace} and its blobs can go with it"
+                self._findings.append(replace(finding, reason=f"{finding.reason}; {later}"))
         held = [info.size async for info in self._context.blobs.list(_keys.QUARANTINE) if not _keys.is_reason(info.key)]
         return VerifyReport(
             now=self._now,
@@ -205,13 +211,12 @@ class Verification:
         for incarnation in unclaimed:
             async for info in self._context.blobs.list(_keys.incarnation_prefix(incarnation)):
                 if _keys.family(info.key) == "blob" and self._is_old(info):
-                    await self._found(Finding(kind="orphan", key=info.key, reason=reason))
+                    finding = await self._found(Finding(kind="orphan", key=info.key, reason=reason))
+                    self._blind |= self._repair is not None and not finding.repair
 
-    async def _found(self, finding: Finding) -> None:
-        self._findings.append(await self._mended(finding))
-
-    async def _mended(self, finding: Finding) -> Finding:
-        return finding if self._repair is None else await self._repair.mend(finding)
+    async def _found(self, finding: Finding) -> Finding:
+        self._findings.append(finding if self._repair is None else await self._repair.mend(finding))
+        return self._findings[-1]
 
     def _is_old(self, info: BlobInfo) -> bool:
         return self._is_past(info.modified) and not self._context.is_in_flight(info.key)

@@ -237,6 +237,7 @@ async def test_a_session_that_can_not_be_read_is_moved_with_its_blobs(
     (root / manifest).write_bytes((root / manifest).read_bytes()[:-20])
     (finding,) = (await store.verify(repair=True)).findings
     assert (finding.kind, finding.repair) == ("manifest", "")  # its last blobs might not be told from new ones yet
+    assert "stays until it is older than 1:00:00" in finding.reason
     clock.advance(hours=2)
     report = await store.verify(repair=True)
     blobs = {record.blob, f"{record.blob}.thumb"}
@@ -363,6 +364,24 @@ async def test_a_full_disk_leaves_what_is_damaged_where_it_is() -> None:
         assert (await session.info()).images == {"start": record}
         blobs.full_for = lambda key: False
         assert (await store.verify(repair=True)).unrepaired == ()
+
+
+async def test_a_session_that_can_not_be_read_stays_as_long_as_its_blobs_can_not_be_moved(clock: Clock) -> None:
+    blobs = FaultyBlobStore()
+    async with open_store(blobs, cleanup_interval=None, clock=clock) as store:
+        session = await store.create_session()
+        record = await session.store_image(RED, "start")
+        manifest = f"manifests/{session.key[:2]}/{session.key}.json"
+        await blobs.inner.put(manifest, b"{")
+        clock.advance(hours=2)
+        blobs.full_for = lambda key: key == f"quarantine/{record.blob}"
+        report = await store.verify(repair=True)
+        assert {finding.key for finding in report.unrepaired} == {record.blob, manifest}
+        await store.cleanup()
+        assert {record.blob, manifest} <= await keys_of(blobs)
+        blobs.full_for = lambda key: False
+        assert (await store.verify(repair=True)).unrepaired == ()
+        assert {f"quarantine/{record.blob}", f"quarantine/{manifest}"} <= await keys_of(blobs)
 
 
 class Meanwhile(FaultyBlobStore):
