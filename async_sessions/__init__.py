@@ -53,7 +53,9 @@ from async_sessions.records import (
     SessionInfo,
 )
 from async_sessions.session import Session
+from async_sessions.stats import CacheStats, StoreStats
 from async_sessions.store import SessionStore, open_store
+from async_sessions.verify import Finding, VerifyReport
 
 __all__ = [
     "JSON",
@@ -62,12 +64,14 @@ __all__ = [
     "BlobInfo",
     "BlobStore",
     "BundleError",
+    "CacheStats",
     "CleanupReport",
     "CorruptBlobError",
     "CorruptManifestError",
     "DispatchError",
     "Draft",
     "Expect",
+    "Finding",
     "GenerationRequest",
     "ImageRecord",
     "ImageRejectedError",
@@ -98,9 +102,11 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "StoreClosedError",
+    "StoreStats",
     "StoredImage",
     "UnknownPipelineError",
     "UnknownSchemaError",
+    "VerifyReport",
     "VersionConflictError",
     "open_store",
 ]

@@ -43,6 +43,17 @@ class ImageCache:
     def __init__(self, max_bytes: int) -> None:
         self._images: LRUCache[str, Image.Image] = LRUCache(max_bytes, getsizeof=decoded_size)
         self._loading: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of pixels that are kept."""
+        return int(self._images.currsize)
+
+    @property
+    def max_size(self) -> int:
+        return int(self._images.maxsize)
 
     def put(self, blob: str, image: Image.Image) -> None:
         """Keep `image`, which its caller gives away. One larger than the whole cache is not kept."""
@@ -65,13 +76,17 @@ class ImageCache:
         exception of its own.
         """
         if (image := self._images.get(blob)) is not None:
+            self.hits += 1
             return image
         loading = self._loading.get(blob)
         if loading is None:
             # guards one load of this blob; it lives as long as somebody waits for it
             self._loading[blob] = loading = anyio.Lock(fast_acquire=True)
         async with loading:
-            if (image := self._images.get(blob)) is None:
-                image = await load()
-                self.put(blob, image)
-        return image
+            if (image := self._images.get(blob)) is not None:
+                self.hits += 1
+                return image
+            self.misses += 1
+            image = await load()
+            self.put(blob, image)
+            return image

@@ -44,8 +44,9 @@ _READ: Final = {"WEBP": 4, "AVIF": 3, "HEIF": 3}  # what reading takes, where it
 class Ingested(msgspec.Struct, frozen=True, kw_only=True):
     """A verified image. `data` is what is to be stored and `digest` its SHA-256; `image` is upright and loaded.
 
-    `width` and `height` are those of `image`; `orientation` is the EXIF value that `data` still carries. `verbatim`:
-    `data` was checked, but it is still what came, not what a scanner wrote.
+    `thumbnail_digest` is the SHA-256 of `thumbnail`. `width` and `height` are those of `image`; `orientation` is the
+    EXIF value that `data` still carries. `verbatim`: `data` was checked, but it is still what came, not what a scanner
+    wrote.
     """
 
     data: bytes
@@ -58,6 +59,7 @@ class Ingested(msgspec.Struct, frozen=True, kw_only=True):
     has_alpha: bool
     orientation: int
     thumbnail: bytes
+    thumbnail_digest: str
     source_name: str | None
     verbatim: bool
 
@@ -173,6 +175,7 @@ def _ingest_pixels(source: Image.Image | npt.NDArray[Any], name: str | None, lim
 def _ingested(
     data: bytes, form: str, image: Image.Image, orientation: int, name: str | None, *, verbatim: bool = False
 ) -> Ingested:
+    thumbnail = decode.thumbnail(image)
     return Ingested(
         data=data,
         digest=hashlib.sha256(data).hexdigest(),
@@ -183,7 +186,8 @@ def _ingested(
         mode=image.mode,
         has_alpha=image.has_transparency_data,
         orientation=orientation,
-        thumbnail=decode.thumbnail(image),
+        thumbnail=thumbnail,
+        thumbnail_digest=hashlib.sha256(thumbnail).hexdigest(),
         source_name=base_name(name),
         verbatim=verbatim,
     )

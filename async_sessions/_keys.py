@@ -6,6 +6,8 @@
     queue/<job id>.json                    a hint: this job may be unfinished
     owners/<owner>.json                    the lease of a living dispatcher
     cookie/secret                          what signs the cookies, unless an app has a secret of its own
+    quarantine/<key>                       what `verify(repair=True)` moved out of the way; never swept
+    quarantine/<key>.reason.json           why
     tmp/...                                a backend's own unfinished writes
 
 A session id is a secret: it is hashed before it touches storage, and no text that a client sends becomes a path.
@@ -16,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from typing import Final, Literal, TypeAlias
 
 from async_sessions.errors import InvalidKeyError, JobNotFoundError
 
@@ -24,12 +27,24 @@ BLOBS = "blobs/"
 QUEUE = "queue/"
 OWNERS = "owners/"
 COOKIE_SECRET = "cookie/secret"  # noqa: S105 - where it is kept
+QUARANTINE = "quarantine/"
 TEMPORARY = "tmp/"
+
+Family: TypeAlias = Literal["manifest", "blob", "marker", "lease", "secret", "quarantine"]
 
 _SLOT = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _SESSION_KEY = re.compile(r"[0-9a-f]{32}")
 _JOB_ID = re.compile(r"([0-9a-f]{32})\.([0-9a-f]{16})")
+_REASON = ".reason.json"
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_FAMILIES: Final[dict[Family, re.Pattern[str]]] = {
+    "manifest": re.compile(r"manifests/([0-9a-f]{2})/\1[0-9a-f]{30}\.json"),
+    "blob": re.compile(r"blobs/[0-9a-f]{32}/[0-9a-f]{64}\.[0-9a-f]{16}(\.thumb)?"),
+    "marker": re.compile(r"queue/[0-9a-f]{32}\.[0-9a-f]{16}\.json"),
+    "lease": re.compile(r"owners/[^/]+\.json"),
+    "secret": re.compile(re.escape(COOKIE_SECRET)),
+    "quarantine": re.compile(r"quarantine/.+"),
+}
 
 
 def new_session_id() -> str:
@@ -93,12 +108,37 @@ def incarnation_prefix(incarnation: str) -> str:
     return f"{BLOBS}{incarnation}/"
 
 
+def incarnation_of(blob: str) -> str:
+    return blob.split("/")[1]
+
+
 def new_blob(incarnation: str, digest: str) -> str:
     return f"{BLOBS}{incarnation}/{digest}.{secrets.token_hex(8)}"
 
 
 def thumbnail(blob: str) -> str:
     return f"{blob}.thumb"
+
+
+def image_of(thumbnail: str) -> str:
+    return thumbnail.removesuffix(".thumb")
+
+
+def family(key: str) -> Family | None:
+    """What a key of the layout above is; `None` for one that has no place in it."""
+    return next((name for name, pattern in _FAMILIES.items() if pattern.fullmatch(key)), None)
+
+
+def quarantined(key: str) -> str:
+    return f"{QUARANTINE}{key}"
+
+
+def reason_for(quarantined: str) -> str:
+    return f"{quarantined}{_REASON}"
+
+
+def is_reason(quarantined: str) -> bool:
+    return quarantined.endswith(_REASON)
 
 
 def job_hex(idempotency_key: str | None) -> str:

@@ -252,4 +252,5 @@ def new_record(image: Ingested, blob: str, now: datetime) -> ImageRecord:
         blob=blob,
         source_name=image.source_name,
         verbatim=image.verbatim,
+        thumbnail_digest=image.thumbnail_digest,
     )

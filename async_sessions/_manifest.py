@@ -6,6 +6,8 @@ compare-and-swap. Blobs that an edit stops naming are deleted by the caller *aft
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,8 +19,11 @@ from async_sessions import _keys
 from async_sessions.errors import CorruptManifestError, SessionNotFoundError, SlotEmptyError, UnknownSchemaError
 from async_sessions.records import ImageRecord, JobInfo, RecentImage, SessionInfo
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no seal
 RECENT_SHOWN = 8
+
+_SEAL = re.compile(rb',"seal":"([0-9a-f]{64})"}\Z')
+_SEAL_LENGTH = len(',"seal":""}') + 64
 
 
 class Lifetime(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,7 +213,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def sealed(self, revision: str, now: datetime, *, used: bool) -> Manifest:
         """The manifest as it is written: a revision of its own, and `now` as its time."""
-        return replace(self, revision=revision, updated_at=now, used_at=now if used else self.used_at)
+        return replace(self, schema=SCHEMA, revision=revision, updated_at=now, used_at=now if used else self.used_at)
 
 
 class _Schema(msgspec.Struct):
@@ -216,11 +221,16 @@ class _Schema(msgspec.Struct):
 
 
 def encode(manifest: Manifest) -> bytes:
-    return msgspec.json.encode(manifest)
+    """JSON whose last member, `seal`, is the SHA-256 of the JSON without it: a flipped bit may leave it well formed."""
+    body = msgspec.json.encode(manifest)
+    return body[:-1] + b',"seal":"%s"}' % hashlib.sha256(body).hexdigest().encode()
 
 
 def decode(key: str, data: bytes) -> Manifest:
     """Raise `UnknownSchemaError` for a newer format and `CorruptManifestError` for anything that is not a manifest."""
+    seal = _SEAL.search(data[-_SEAL_LENGTH:])
+    if seal and hashlib.sha256(data[:-_SEAL_LENGTH] + b"}").hexdigest() != seal[1].decode():
+        raise CorruptManifestError(f"The manifest of session {key} is damaged: it is not what was written.")
     try:
         schema = msgspec.json.decode(data, type=_Schema).schema
         if schema > SCHEMA:
@@ -231,6 +241,8 @@ def decode(key: str, data: bytes) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptManifestError(f"The manifest of session {key} is damaged: {error}") from error
+    if schema != 1 and seal is None:
+        raise CorruptManifestError(f"The manifest of session {key} is damaged: its seal is broken.")
     if manifest.key != key:
         raise CorruptManifestError(f"The manifest of session {key} is that of session {manifest.key}.")
     return manifest

@@ -68,18 +68,20 @@ class Manifests:
             return _manifest.decode(key, blob.data), blob.version
         return await self.code(partial(_manifest.decode, key, blob.data)), blob.version
 
-    async def edit(self, key: str, change: Change, *, written: Callable[[], None] | None = None) -> Edit:
+    async def edit(
+        self, key: str, change: Change, *, written: Callable[[], None] | None = None, used: bool = True
+    ) -> Edit:
         """Read, apply `change`, write if it returned something new; on a lost race, read and apply again.
 
         `change` is pure and may raise. `written` is called under the lock once the edit holds. Counts as use of the
-        session. To be called within `Commits.uninterrupted`.
+        session, unless `used` is false. To be called within `Commits.uninterrupted`.
         """
         order = self.order(key)
         give_up = anyio.current_time() + CONTENTION_TIMEOUT
         while True:
             try:
                 async with order.lock:
-                    edit = await self._edit_once(key, change)
+                    edit = await self._edit_once(key, change, used)
                     if written is not None:
                         written()
                     return edit
@@ -88,13 +90,13 @@ class Manifests:
                     raise
                 await anyio.sleep(random.uniform(0.001, 0.02))
 
-    async def _edit_once(self, key: str, change: Change) -> Edit:
+    async def _edit_once(self, key: str, change: Change, used: bool) -> Edit:
         found = await self.read_version(key)
         before, version = found or (None, None)
         after = change(before)
         if after is None or after is before:
             return Edit(before, before)
-        after = await self.write(after, version)
+        after = await self.write(after, version, used=used)
         return Edit(before, after)
 
     async def write(self, manifest: Manifest, version: str | None, *, used: bool = True) -> Manifest:

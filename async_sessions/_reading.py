@@ -49,14 +49,7 @@ class Reader:
         self._cpu = cpu
 
     async def data(self, record: ImageRecord | OutputRecord) -> bytes:
-        blob = await self._blobs.get(record.blob)
-        if blob is None:
-            raise CorruptBlobError(f"The blob {record.blob} is missing; upload the image again.")
-        # a version that is the data's SHA-256 was computed from what was just read: see `Blob`
-        proven = blob.version == record.digest
-        if not proven and await anyio.to_thread.run_sync(_sha256, blob.data, limiter=self._cpu) != record.digest:
-            raise CorruptBlobError(f"The blob {record.blob} is damaged; upload the image again.")
-        return blob.data
+        return await self._whole(record.blob, record.digest)
 
     async def image(self, record: ImageRecord) -> Image.Image:
         if record.mode in _COPIED:
@@ -84,10 +77,7 @@ class Reader:
         return view(await self._cache.get(name_of_rendition(record.blob, size, mode, background), make))
 
     async def thumbnail(self, record: ImageRecord) -> bytes:
-        blob = await self._blobs.get(_keys.thumbnail(record.blob))
-        if blob is None:
-            raise CorruptBlobError(f"The thumbnail of {record.blob} is missing; upload the image again.")
-        return blob.data
+        return await self._whole(_keys.thumbnail(record.blob), record.thumbnail_digest)
 
     async def stream(
         self, record: ImageRecord | OutputRecord, start: int, end: int | None
@@ -131,6 +121,17 @@ class Reader:
             with anyio.CancelScope(shield=True):
                 for folder in folders:
                     await anyio.to_thread.run_sync(shutil.rmtree, folder)
+
+    async def _whole(self, key: str, digest: str) -> bytes:
+        """A blob of that digest, or of any where it is empty; else `CorruptBlobError`."""
+        blob = await self._blobs.get(key)
+        if blob is None:
+            raise CorruptBlobError(f"The blob {key} is missing; upload the image again.")
+        # a version that is the data's SHA-256 was computed from what was just read: see `Blob`
+        proven = digest in ("", blob.version)
+        if not proven and await anyio.to_thread.run_sync(_sha256, blob.data, limiter=self._cpu) != digest:
+            raise CorruptBlobError(f"The blob {key} is damaged; upload the image again.")
+        return blob.data
 
     @contextlib.asynccontextmanager
     async def _lent(

@@ -1,21 +1,22 @@
-"""The command line. Mistakes of a user end in one sentence and exit code 2, never in a traceback."""
+"""The command line. Exit code 0 is fine, 1 that something was found or went wrong, 2 a user's mistake: one sentence."""
 
 from __future__ import annotations
 
 import errno
 import importlib
 import importlib.util
-import re
 import socket
-from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import anyio
 import msgspec
 import typer
-from rich.console import Console
 
+from async_sessions._cli.care import cleanup, verify
+from async_sessions._cli.look import ls, show, stats
+from async_sessions._cli.options import parse_period, period
+from async_sessions._cli.terminal import fail
 from async_sessions.errors import StorageError
 from async_sessions.store import SessionStore, open_store
 
@@ -25,10 +26,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-_errors = Console(stderr=True, soft_wrap=True, highlight=False)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_PERIOD = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
 @app.callback()
@@ -55,7 +52,7 @@ def demo(
     try:
         store = open_store(root, **options)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     _require({"gradio": "gradio", "av": "video"})
     _check_address(host, port)
     anyio.run(_try, store)
@@ -75,31 +72,16 @@ def read_config(path: Path) -> dict[str, Any]:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         old = msgspec.convert(found.get("session", found), _OldSession)
         if old.max_age_hours <= 0 or old.cleanup_interval_minutes <= 0:
-            _fail(f"{path}: max_age_hours and cleanup_interval_minutes must be above 0.")
+            fail(f"{path}: max_age_hours and cleanup_interval_minutes must be above 0.")
     except OSError as error:
-        _fail(f"{path} can't be read: {error.strerror}.")
+        fail(f"{path} can't be read: {error.strerror}.")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        _fail(f"{path} is not a config of the threaded version: {error}.")
-    interval = _period(minutes=old.cleanup_interval_minutes)
+        fail(f"{path} is not a config of the threaded version: {error}.")
+    interval = period(minutes=old.cleanup_interval_minutes)
     return {
-        "ttl": _period(hours=old.max_age_hours),
+        "ttl": period(hours=old.max_age_hours),
         "cleanup_interval": interval if old.enable_cleanup_thread else None,
     }
-
-
-def parse_period(text: str) -> timedelta:
-    """`90s`, `30m`, `24h` or `7d`."""
-    match = _PERIOD.fullmatch(text.strip())
-    if match is None or not float(match[1]):
-        _fail(f"--ttl is a number and a unit, for example 90s, 30m, 24h or 7d; not {text!r}.")
-    return _period(**{_UNITS[match[2]]: float(match[1])})
-
-
-def _period(**units: float) -> timedelta:
-    try:
-        return timedelta(**units)
-    except OverflowError:
-        _fail(f"{' '.join(f'{count:g} {unit}' for unit, count in units.items())} is longer than can be counted.")
 
 
 async def _try(store: SessionStore) -> None:
@@ -107,13 +89,13 @@ async def _try(store: SessionStore) -> None:
         async with store:
             pass
     except StorageError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _require(modules: dict[str, str]) -> None:
     missing = [extra for module, extra in modules.items() if importlib.util.find_spec(module) is None]
     if missing:
-        _fail(f"The demo needs more than is installed: pip install 'async-sessions[{','.join(missing)}]'")
+        fail(f"The demo needs more than is installed: pip install 'async-sessions[{','.join(missing)}]'")
 
 
 def _check_address(host: str, port: int) -> None:
@@ -123,13 +105,12 @@ def _check_address(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(found[0][4])
     except socket.gaierror:
-        _fail(f"{host} is no address of this machine. Use 127.0.0.1 for this machine alone, 0.0.0.0 for all.")
+        fail(f"{host} is no address of this machine. Use 127.0.0.1 for this machine alone, 0.0.0.0 for all.")
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            _fail(f"Port {port} on {host} is taken by another program. Choose another one: --port {port % 65535 + 1}")
-        _fail(f"Can't serve on {host}, port {port}: {error.strerror}.")
+            fail(f"Port {port} on {host} is taken by another program. Choose another one: --port {port % 65535 + 1}")
+        fail(f"Can't serve on {host}, port {port}: {error.strerror}.")
 
 
-def _fail(sentence: str) -> NoReturn:
-    _errors.print(sentence, style="bold red", markup=False)
-    raise typer.Exit(2)
+for command in (ls, show, stats, cleanup, verify):
+    app.command()(command)

@@ -44,7 +44,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One stored image.
 
-    `digest` is the SHA-256 of the stored bytes, `blob` their storage name. `width` and `height` are those of the
+    `digest` is the SHA-256 of the stored bytes, `blob` their storage name; `thumbnail_digest` is that of the thumbnail,
+    empty in records from before it was kept. `width` and `height` are those of the
     upright image; `orientation` is the EXIF value (1 to 8) that the stored bytes still carry. `mode` is Pillow's.
     `verbatim`: the stored file has everything that it came with (`Limits.keep_metadata`).
     """
@@ -62,6 +63,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     blob: str
     source_name: str | None = None
     verbatim: bool = False
+    thumbnail_digest: str = ""
 
     @property
     def size(self) -> tuple[int, int]:

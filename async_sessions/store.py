@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 from anyio import AsyncContextManagerMixin
 
-from async_sessions import _keys
+from async_sessions import _keys, stats
 from async_sessions._budget import DEFAULT_PIXELS, PixelBudget
 from async_sessions._cache import ImageCache
 from async_sessions._context import StoreContext
@@ -21,7 +21,9 @@ from async_sessions._draft import Draft, drafted
 from async_sessions._manifest import Lifetime
 from async_sessions._manifests import Manifests
 from async_sessions._reading import Reader
+from async_sessions._repair import Repair
 from async_sessions._tasks import COMMIT_DEADLINE, Commits, utc_now
+from async_sessions._verification import Progress, Verification
 from async_sessions.blobs import BlobStore, LocalBlobStore, MemoryBlobStore
 from async_sessions.errors import (
     InvalidKeyError,
@@ -33,6 +35,10 @@ from async_sessions.errors import (
 from async_sessions.janitor import CleanupReport, Janitor
 from async_sessions.records import JSON, MIB, Limits, SessionInfo
 from async_sessions.session import Session
+
+if TYPE_CHECKING:
+    from async_sessions.stats import StoreStats
+    from async_sessions.verify import VerifyReport
 
 _LEAST_PERIOD = timedelta(milliseconds=1)
 _LONGEST_PERIOD = timedelta(days=36_500)
@@ -195,6 +201,20 @@ class SessionStore(AsyncContextManagerMixin):
         What other processes are writing is known by its age only: don't set `now` into the future while they do.
         """
         return await self._open()[1].sweep(now=now or self._clock(), full=True, dry_run=dry_run)
+
+    async def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
+        """Read every byte that a session names and look for what none does; see `Finding` for what is found.
+
+        Nothing is written, unless with `repair`: then what is damaged, and what no session names, moves to
+        `quarantine/`, where it stays until you delete it. Others may use the store meanwhile. `progress` is called with
+        the sessions done and those there are.
+        """
+        context = self._context()
+        return await Verification(context, Repair(context) if repair else None).run(progress)
+
+    async def stats(self) -> StoreStats:
+        """How much there is, by reading every manifest; and how the cache of this process does."""
+        return await stats.count(self._context())
 
     def _open(self) -> tuple[StoreContext, Janitor]:
         if self._entered is None:

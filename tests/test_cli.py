@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from async_sessions.cli import parse_period, read_config
+from async_sessions._cli.options import parse_period
+from async_sessions.cli import read_config
 
 
 def run(*arguments: str | Path, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

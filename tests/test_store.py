@@ -193,6 +193,21 @@ async def test_a_damaged_blob_is_typed_and_harms_no_other_slot(session_store: Se
         assert (await again.retrieve_image("start")).size == RED.size
 
 
+async def test_a_damaged_thumbnail_is_typed_and_the_image_is_still_there(
+    session_store: SessionStore, tmp_path: Path
+) -> None:
+    session = await session_store.create_session()
+    record = await session.store_image(RED, "start")
+    path = tmp_path / "sessions" / f"{record.blob}.thumb"
+    flipped = bytearray(path.read_bytes())
+    flipped[-1] ^= 1
+    for damage in (lambda: path.write_bytes(flipped), path.unlink):
+        damage()
+        with pytest.raises(CorruptBlobError):
+            await session.retrieve_thumbnail("start")
+    assert (await session.retrieve_image("start")).size == RED.size
+
+
 async def test_a_damaged_manifest_is_typed_and_harms_no_other_session(
     session_store: SessionStore, tmp_path: Path
 ) -> None:
@@ -211,6 +226,35 @@ async def test_a_damaged_manifest_is_typed_and_harms_no_other_session(
     assert [info.key async for info in session_store.sessions()] == [whole.key]
     assert len((await session_store.cleanup()).problems) == 2
     assert files_below(root) == before
+
+
+async def test_no_flipped_bit_of_a_manifest_goes_unnoticed(session_store: SessionStore, tmp_path: Path) -> None:
+    session = await session_store.create_session(prompt="a red car")
+    path = tmp_path / "sessions" / "manifests" / session.key[:2] / f"{session.key}.json"
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CorruptManifestError):
+            await session.info()
+    path.write_bytes(whole)
+    assert (await session.info()).state == {"prompt": "a red car"}
+
+
+async def test_a_manifest_of_the_first_format_is_read_and_sealed_by_the_next_write(
+    session_store: SessionStore, tmp_path: Path
+) -> None:
+    session = await session_store.create_session(prompt="a red car")
+    path = tmp_path / "sessions" / "manifests" / session.key[:2] / f"{session.key}.json"
+    unsealed = {**json.loads(path.read_bytes()), "schema": 1}
+    del unsealed["seal"]
+    path.write_text(json.dumps(unsealed))
+    assert (await session.info()).state == {"prompt": "a red car"}
+    await session.update_state(seed=7)
+    written = json.loads(path.read_bytes())
+    assert (written["schema"], len(written["seal"])) == (2, 64)
+    assert (await session.info()).state == {"prompt": "a red car", "seed": 7}
 
 
 async def test_closing_deletes_what_this_store_made_where_it_was_asked_to(tmp_path: Path) -> None:

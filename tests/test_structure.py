@@ -19,11 +19,12 @@ FLOORS = [
     {"records", "_manifest", "_keys", "_tasks", "_budget", "_events", "_lane", "_quota", "_plan", "_reckoning"},
     {"_codec", "blobs", "renditions", "_tensor"},
     {"_ingest", "_cache", "_manifests", "_reading"},
-    {"_context", "_life", "_draft", "session", "store", "janitor", "_sweep", "_pipeline"},
+    {"_context", "_life", "_draft", "session", "store", "_pipeline"}
+    | {"janitor", "_sweep", "stats", "verify", "_verification", "_repair"},
     {"jobs", "_run", "bundle", "_bundle", "_archive", "_spool"},
     {"asgi", "_serving", "dispatch", "pipelines"},
     {"gradio", "_gradio"},
-    {"cli", "demo", "__main__"},
+    {"cli", "_cli", "demo", "__main__"},
 ]
 BESIDE = {"testing", "__init__"}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -80,6 +81,17 @@ class BlobStore(Protocol):
     def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
         """Every key below `prefix`, which is empty or ends with '/', in no particular order."""
         ...
+
+
+@asynccontextmanager
+async def streaming(blobs: BlobStore, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
+    """`blobs.stream(key)`, closed on leaving: who stops reading before its end leaves no file open."""
+    chunks = blobs.stream(key)
+    try:
+        yield chunks
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
 
 
 async def read_all(data: BlobData) -> bytes:

@@ -14,6 +14,7 @@ import anyio
 from async_sessions.records import MIB
 from tests import bounds, linear, test_processes
 from tests.proof import devices
+from tests.proof.damage import damage
 from tests.proof.fuzz import fuzz
 from tests.proof.stores import stores
 
@@ -62,6 +63,7 @@ PROOFS: dict[str, Callable[[Path], str]] = {
     "fuzz": fuzz,
     "stores": stores,
     "kills": _awaited(kills),
+    "damage": damage,
     "two_processes": _awaited(two_processes),
     "sixteen_processes": _awaited(sixteen_processes),
     "full": _awaited(partial(devices.tmpfs, options="size=512k")),

@@ -1,0 +1,1 @@
+"""The commands of `async_sessions.cli` that look after a store."""

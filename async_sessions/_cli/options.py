@@ -1,0 +1,117 @@
+"""What all commands share: their options, the store that they name, and what may be wrong with it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import anyio
+import typer
+
+from async_sessions import _keys
+from async_sessions._cli.terminal import MISTAKE, PROBLEMS, fail
+from async_sessions.blobs._files import LOCKS
+from async_sessions.errors import InvalidKeyError, SessionNotFoundError, StorageError
+from async_sessions.store import SessionStore, open_store
+
+T = TypeVar("T")
+
+Root = Annotated[str, typer.Option("--root", envvar="ASYNC_SESSIONS_ROOT", help="The store: a folder, or a URL.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+Ttl = Annotated[
+    str,
+    typer.Option("--ttl", envvar="ASYNC_SESSIONS_TTL", help="How long your app keeps an unused session: 90s, 24h, 7d."),
+]
+DEFAULT_ROOT, DEFAULT_TTL = "~/sessions", "24h"
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_PERIOD = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+
+
+def parse_period(text: str) -> timedelta:
+    """`90s`, `30m`, `24h` or `7d`."""
+    match = _PERIOD.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        fail(f"--ttl is a number and a unit, for example 90s, 30m, 24h or 7d; not {text!r}.")
+    return period(**{_UNITS[match[2]]: float(match[1])})
+
+
+def period(**units: float) -> timedelta:
+    try:
+        return timedelta(**units)
+    except OverflowError:
+        fail(f"{' '.join(f'{count:g} {unit}' for unit, count in units.items())} is longer than can be counted.")
+
+
+def on_store(
+    root: str, work: Callable[[SessionStore], Awaitable[T]], *, create: bool = False, **options: Any
+) -> tuple[T, list[str]]:
+    """What `work` returns of the store at `root`, which is neither swept nor touched, and what was logged meanwhile.
+
+    The errors that are left to a user end here, in a sentence. Without `create` nothing is made where there is no
+    store.
+    """
+    store = _store_at(root, create, options)
+    opened = False
+
+    async def visit() -> T:
+        nonlocal opened
+        async with store:
+            opened = True
+            return await work(store)
+
+    with _listening() as heard:
+        try:
+            return anyio.run(visit), heard
+        except SessionNotFoundError:
+            fail("There is no such session, or it is expired or deleted: see `async-sessions ls`.")
+        except InvalidKeyError as error:
+            fail(str(error))
+        except StorageError as error:
+            fail(str(error), PROBLEMS if opened else MISTAKE)
+
+
+def _store_at(root: str, create: bool, options: dict[str, Any]) -> SessionStore:
+    if "://" not in root and not create:
+        _check_folder(root)
+    try:
+        return open_store(root, cleanup_interval=None, **options)
+    except (ValueError, RuntimeError) as error:  # no such backend, no such home
+        fail(str(error))
+
+
+def _check_folder(root: str) -> None:
+    """Opening a store makes its folders where there are none; a look must not."""
+    try:
+        folder = Path(root).expanduser()
+        found, ours = folder.is_dir(), any((folder / name).is_dir() for name in (LOCKS, _keys.MANIFESTS))
+    except (OSError, RuntimeError) as error:
+        fail(f"{root} can't be looked into: {str(getattr(error, 'strerror', None) or error).rstrip('.')}.")
+    if not found:
+        fail(f"There is no folder {root}. Give the one that holds your sessions: --root FOLDER")
+    if not ours:
+        fail(f"{root} is a folder, but there is no store in it. Give the one that your app opens: --root FOLDER")
+
+
+class _Listener(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.heard: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+
+
+@contextmanager
+def _listening() -> Iterator[list[str]]:
+    logger, listener = logging.getLogger("async_sessions"), _Listener()
+    logger.addHandler(listener)
+    try:
+        yield listener.heard
+    finally:
+        logger.removeHandler(listener)
