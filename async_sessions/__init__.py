@@ -6,14 +6,17 @@
         image = await session.retrieve_image("start")
 
 Optional parts have an import path of their own: `async_sessions.gradio`, `async_sessions.asgi`,
-`async_sessions.dispatch`, `async_sessions.pipelines.preview`, `async_sessions.renditions`, `async_sessions.testing`.
+`async_sessions.bundle`, `async_sessions.dispatch`, `async_sessions.pipelines.preview`, `async_sessions.renditions`,
+`async_sessions.testing`.
 """
 
+from async_sessions._draft import Draft
 from async_sessions._ingest import ImageSource
 from async_sessions._reading import StoredImage
 from async_sessions.blobs import Blob, BlobInfo, BlobStore, Expect, LocalBlobStore, MemoryBlobStore
 from async_sessions.errors import (
     AsyncSessionsError,
+    BundleError,
     CorruptBlobError,
     CorruptManifestError,
     DispatchError,
@@ -59,11 +62,13 @@ __all__ = [
     "Blob",
     "BlobInfo",
     "BlobStore",
+    "BundleError",
     "CacheStats",
     "CleanupReport",
     "CorruptBlobError",
     "CorruptManifestError",
     "DispatchError",
+    "Draft",
     "Expect",
     "Finding",
     "GenerationRequest",

@@ -219,5 +219,5 @@ def _too_many_bytes(limits: Limits) -> ImageRejectedError:
 def base_name(name: str | None) -> str | None:
     """The last part of a file name that a client gave, printable and short; `None` where nothing is left of it."""
     last = (name or "").replace("\\", "/").rpartition("/")[2]
-    kept = "".join(character for character in last if character.isprintable()).strip()[:NAME_LENGTH]
+    kept = "".join(character for character in last if character.isprintable()).strip()[:NAME_LENGTH].rstrip()
     return None if kept in ("", ".", "..") else kept

@@ -70,6 +70,7 @@ class Life:
         self,
         change: Change,
         *,
+        incarnation: str | None = None,
         creates: bool = False,
         if_revision: str | None = None,
         tickets: Tickets | None = None,
@@ -78,12 +79,13 @@ class Life:
         """Commit `change`, uninterrupted by cancellation; then delete the blobs that the manifest stopped naming.
 
         `change` returns `None` for nothing to write. `creates`: a session that does not exist begins with this edit.
+        `incarnation`: the life under which the blobs that `change` names are written.
         """
         self._context.check_open()
         bound = self._incarnation
 
         async def commit() -> Manifest:
-            return await self._edit(change, bound, None, creates, if_revision, tickets, purge)
+            return await self._edit(change, bound, incarnation, creates, if_revision, tickets, purge)
 
         return await self._context.commits.uninterrupted(commit)
 
@@ -164,7 +166,7 @@ class Life:
             self._context.created.add(self.key)
         self._incarnation = edit.after.incarnation
         self._context.settled(edit.after.named_blobs())
-        await self._discard(edit.dropped_blobs())
+        await self.discard(edit.dropped_blobs())
         return edit.after
 
     async def _commit_images(
@@ -179,7 +181,7 @@ class Life:
             incarnation = _keys.new_incarnation()
         now = self._context.clock()
         records = {
-            slot: _record(image, _keys.new_blob(incarnation, image.digest), now) for slot, image in images.items()
+            slot: new_record(image, _keys.new_blob(incarnation, image.digest), now) for slot, image in images.items()
         }
 
         def change(manifest: Manifest) -> Manifest:
@@ -201,13 +203,13 @@ class Life:
             await self._write_blobs(images, records)
             manifest = await self._edit(change, bound, incarnation, True, if_revision, tickets)
         except (*NOT_WRITTEN, RevisionConflictError, SessionNotFoundError):
-            await self._discard(written)
+            await self.discard(written)
             raise
         named = manifest.named_blobs()
         for slot, record in records.items():
             if record.blob in named:
                 self._context.cache.put(record.blob, images[slot].image)
-        await self._discard(written - named)
+        await self.discard(written - named)
         return records
 
     async def _write_blobs(self, images: Mapping[str, Ingested], records: Mapping[str, ImageRecord]) -> None:
@@ -215,7 +217,7 @@ class Life:
             await self._context.blobs.put(record.blob, images[slot].data)
             await self._context.blobs.put(_keys.thumbnail(record.blob), images[slot].thumbnail)
 
-    async def _discard(self, blobs: set[str]) -> None:
+    async def discard(self, blobs: set[str]) -> None:
         """Delete blobs that no manifest names. What can't be deleted now is an orphan, which the sweep takes."""
         self._context.settled(blobs)
         for blob in blobs:
@@ -226,7 +228,7 @@ class Life:
                 _logger.warning("could not delete %s; a later sweep will", blob, exc_info=True)
 
 
-def _record(image: Ingested, blob: str, now: datetime) -> ImageRecord:
+def new_record(image: Ingested, blob: str, now: datetime) -> ImageRecord:
     return ImageRecord(
         digest=image.digest,
         media_type=image.media_type,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MAX_MESSAGE: Final = 2000  # characters of a failure that are kept
 LOOK_INTERVAL: Final = 0.25  # seconds between two looks at the entry of a job that reports
 
-_MEDIA_TYPES = {
+MEDIA_TYPES: Final = {
     ".gif": "image/gif",
     ".jpg": "image/jpeg",
     ".json": "application/json",
@@ -238,9 +238,7 @@ async def _keep(session: Session, name: str, output: Output) -> OutputRecord:
     if isinstance(output, tuple):
         return await session.store_output(output[0], name=name, media_type=output[1])
     suffix = output.suffix.lower() if isinstance(output, Path) else ".png"
-    return await session.store_output(
-        output, name=name, media_type=_MEDIA_TYPES.get(suffix, "application/octet-stream")
-    )
+    return await session.store_output(output, name=name, media_type=MEDIA_TYPES.get(suffix, "application/octet-stream"))
 
 
 def _remove_files(outputs: Iterable[Output]) -> None:

@@ -88,6 +88,10 @@ class LockTimeoutError(StorageError):
     """Another process held a lock for too long; it may be stopped."""
 
 
+class BundleError(AsyncSessionsError, ValueError):
+    """What was given is no bundle of a session, or one that this store does not take; nothing of it was kept."""
+
+
 class DispatchError(AsyncSessionsError):
     """The root of what submitting and following jobs can raise."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,6 +17,7 @@ from async_sessions import _keys, stats
 from async_sessions._budget import DEFAULT_PIXELS, PixelBudget
 from async_sessions._cache import ImageCache
 from async_sessions._context import StoreContext
+from async_sessions._draft import Draft, drafted
 from async_sessions._manifest import Lifetime
 from async_sessions._manifests import Manifests
 from async_sessions._reading import Reader
@@ -141,6 +142,10 @@ class SessionStore(AsyncContextManagerMixin):
         session = self.session(_keys.new_session_id())
         await session.update_state(**state)
         return session
+
+    def draft(self, state: Mapping[str, JSON] | None = None) -> AbstractAsyncContextManager[Draft]:
+        """`async with store.draft() as draft`: a session that nobody sees before it is whole; see `Draft`."""
+        return drafted(self._context(), state or {})
 
     def session(self, session_id: str) -> Session:
         """A handle for an id that you minted and signed; no I/O. The first write creates the session.

@@ -302,6 +302,7 @@ async def test_a_path_that_cannot_be_read_is_a_storage_error(tmp_path: Path) -> 
         ("folder/", None),
         ("..", None),
         ("\n\t", None),
+        ("n" * 199 + " n", "n" * 199),  # a name that was kept is kept again as it is
     ],
 )  # fmt: skip
 async def test_a_name_is_kept_short_printable_and_without_its_folders(name: str, expected: str | None) -> None:

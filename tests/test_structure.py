@@ -19,8 +19,20 @@ FLOORS = [
     {"records", "_manifest", "_keys", "_tasks", "_budget", "_events", "_lane"},
     {"_codec", "blobs", "renditions"},
     {"_ingest", "_cache", "_manifests", "_reading"},
-    {"_context", "_life", "session", "store", "janitor", "stats", "verify", "_verification", "_repair", "_pipeline"},
-    {"jobs", "_run"},
+    {
+        "_context",
+        "_life",
+        "_draft",
+        "session",
+        "store",
+        "janitor",
+        "stats",
+        "verify",
+        "_verification",
+        "_repair",
+        "_pipeline",
+    },
+    {"jobs", "_run", "bundle", "_bundle", "_archive", "_spool"},
     {"asgi", "_serving", "dispatch", "pipelines"},
     {"gradio", "_gradio"},
     {"cli", "_cli", "demo", "__main__"},
@@ -78,7 +90,7 @@ def test_every_public_name_is_there_once_and_sorted_out() -> None:
     assert len(set(async_sessions.__all__)) == len(async_sessions.__all__)
     for name in async_sessions.__all__:
         assert getattr(async_sessions, name) is not None
-    for module in ("blobs", "dispatch", "pipelines"):
+    for module in ("blobs", "bundle", "dispatch", "pipelines"):
         for name in getattr(importlib.import_module(f"async_sessions.{module}"), "__all__", ()):
             assert getattr(importlib.import_module(f"async_sessions.{module}"), name) is not None
 
@@ -109,7 +121,7 @@ class OnlyCore(MetaPathFinder):
         return None
 
 sys.meta_path.insert(0, OnlyCore())
-import async_sessions, async_sessions.jobs, async_sessions.dispatch, async_sessions.asgi
+import async_sessions, async_sessions.jobs, async_sessions.dispatch, async_sessions.asgi, async_sessions.bundle
 assert not {"gradio", "torch", "av", "typer", "starlette"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

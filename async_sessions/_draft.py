@@ -1,0 +1,126 @@
+"""`Draft`: a session that is put together piece by piece and begins whole, with one commit, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio
+from msgspec.structs import replace
+
+from async_sessions import _keys
+from async_sessions._ingest import ImageSource, ingest
+from async_sessions._life import NOT_WRITTEN, Life, new_record
+from async_sessions.errors import StorageError, StoreClosedError
+from async_sessions.records import JSON, ImageRecord, JobInfo, Limits, OutputRecord, check_state
+from async_sessions.session import Session
+
+if TYPE_CHECKING:
+    from async_sessions._context import StoreContext
+    from async_sessions._manifest import Manifest
+
+
+class Draft:
+    """A session that nobody sees before `commit`; left without one, nothing of it stays. From `SessionStore.draft`.
+
+    Pieces are stored one at a time and no more is held in memory than the piece in hand. From the first piece to the
+    commit half of the store's `grace` may pass: what no session names is an orphan after it.
+    """
+
+    def __init__(self, context: StoreContext, state: Mapping[str, JSON]) -> None:
+        self._context = context
+        self._id = _keys.new_session_id()
+        self.key = _keys.key_of_id(self._id)
+        self._life = Life(context, self.key, None)
+        self._incarnation = _keys.new_incarnation()
+        self._last_moment = context.clock() + context.lifetime.grace / 2
+        self._written: set[str] = set()
+        self._state = dict(state)
+        self._images: dict[str, ImageRecord] = {}
+        self._jobs: dict[str, JobInfo] = {}
+
+    def __repr__(self) -> str:
+        return f"Draft(key={self.key!r})"
+
+    async def store_image(
+        self, image: ImageSource, slot: str | None, *, name: str | None = None, limits: Limits | None = None
+    ) -> ImageRecord:
+        """Keep `image` in `slot`, or in none, where only jobs name it; see `Session.store_image`.
+
+        `limits` take the place of the store's.
+        """
+        context = self._context
+        context.check_open()
+        if slot is not None:
+            context.check_slot(slot)
+        limits = limits or context.limits
+        async with ingest({"": image}, name=name, limits=limits, limiter=context.cpu, budget=context.budget) as found:
+            ingested = found[""]
+            record = new_record(ingested, _keys.new_blob(self._incarnation, ingested.digest), context.clock())
+            await self._write(record.blob, ingested.data)
+            await self._write(_keys.thumbnail(record.blob), ingested.thumbnail)
+        if slot is not None:
+            self._images[slot] = record
+        return record
+
+    async def store_output(
+        self, data: AsyncIterable[bytes], *, name: str, media_type: str, digest: str, byte_size: int
+    ) -> OutputRecord:
+        """Keep a job's result. `data` raises what it likes unless it has that size and SHA-256."""
+        record = OutputRecord(
+            name=name,
+            media_type=media_type,
+            digest=digest,
+            byte_size=byte_size,
+            stored_at=self._context.clock(),
+            blob=_keys.new_blob(self._incarnation, digest),
+        )
+        await self._write(record.blob, data)
+        return record
+
+    def add_job(self, job: JobInfo) -> None:
+        """Add the entry of a job that is over; what it names was stored here."""
+        self._jobs[job.id] = job
+
+    async def commit(self) -> Session:
+        """Begin: from now on the session is there, whole."""
+        if self._context.clock() > self._last_moment:
+            raise StorageError("Writing the session took so long that its first parts may be gone. Try again.")
+        try:
+            manifest = await self._life.edit(self._whole, incarnation=self._incarnation, creates=True)
+        except NOT_WRITTEN:
+            raise
+        except (StorageError, anyio.get_cancelled_exc_class()):
+            self._written.clear()  # the session may be there; if not, the sweep takes these
+            raise
+        self._written.clear()
+        return Session(self._context, self.key, session_id=self._id, incarnation=manifest.incarnation)
+
+    async def discard(self) -> None:
+        """Delete what was written since the last commit."""
+        if self._written:
+            with suppress(StoreClosedError):  # the sweep will do it
+                await self._context.commits.uninterrupted(partial(self._life.discard, self._written))
+
+    def _whole(self, manifest: Manifest) -> Manifest:
+        return replace(manifest, images=self._images, state=self._state, jobs=self._jobs)
+
+    async def _write(self, blob: str, data: bytes | AsyncIterable[bytes]) -> None:
+        self._context.check_open()
+        self._written.add(blob)
+        self._context.writing(self._written)  # all of them: the commit may be far off
+        await self._context.commits.uninterrupted(partial(self._context.blobs.put, blob, data))
+
+
+@asynccontextmanager
+async def drafted(context: StoreContext, state: Mapping[str, JSON]) -> AsyncIterator[Draft]:
+    """A draft with that state. `QuotaExceededError` and what else `check_state` raises."""
+    await context.manifests.code(partial(check_state, state, context.limits.max_state_bytes))
+    draft = Draft(context, state)
+    try:
+        yield draft
+    finally:
+        with anyio.CancelScope(shield=True):
+            await draft.discard()
