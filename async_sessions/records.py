@@ -31,6 +31,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_side: int = 16_384
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "AVIF")
     max_state_bytes: int = 64 * KIB
+    max_total_bytes: int | None = None
     keep_metadata: bool = False
 
 

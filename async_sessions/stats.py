@@ -40,6 +40,7 @@ class StoreStats(msgspec.Struct, frozen=True, kw_only=True):
     `images` counts those in slots, with `image_bytes`; `recent_bytes` are those that can be put back or that jobs name.
     `state_bytes` is JSON within the manifests. `oldest` and `newest` tell when those sessions began, `longest_unused`
     when that one was last used; `None` where there is none. `unreadable` sessions are in no other number.
+    `max_total_bytes` is the store's limit.
     """
 
     now: datetime
@@ -56,11 +57,17 @@ class StoreStats(msgspec.Struct, frozen=True, kw_only=True):
     oldest: datetime | None = None
     newest: datetime | None = None
     longest_unused: datetime | None = None
+    max_total_bytes: int | None = None
 
     @property
     def total_bytes(self) -> int:
         """All blobs; the state, which is part of the manifests, is none."""
         return self.image_bytes + self.thumbnail_bytes + self.recent_bytes + self.output_bytes
+
+    @property
+    def quota_use(self) -> float | None:
+        """`total_bytes` as a part of the limit, above 1 where they exceed it; `None` where there is no limit."""
+        return self.total_bytes / self.max_total_bytes if self.max_total_bytes else None
 
     def including(self, manifest: Manifest) -> StoreStats:
         """These, and one session more."""
@@ -90,7 +97,7 @@ async def count(context: StoreContext) -> StoreStats:
     """Read every manifest, one after the other."""
     cache = context.cache
     counted = CacheStats(hits=cache.hits, misses=cache.misses, bytes=cache.size, max_bytes=cache.max_size)
-    stats = StoreStats(now=context.clock(), cache=counted)
+    stats = StoreStats(now=context.clock(), cache=counted, max_total_bytes=context.limits.max_total_bytes)
     async for listed in context.blobs.list(_keys.MANIFESTS):
         try:
             manifest = await context.manifests.read(_keys.session_key_of(listed.key))

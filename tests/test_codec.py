@@ -254,6 +254,13 @@ def test_cmyk_goes_through_its_profile_or_else_through_pillow() -> None:
         assert "icc_profile" not in _stored(image).info
 
 
+def test_the_thumbnail_of_a_cmyk_image_does_not_tell_when_it_was_made() -> None:
+    image = photograph(64, 40).convert("CMYK")
+    image.info["icc_profile"] = cmyk_profile()
+    with Image.open(io.BytesIO(decode.thumbnail(image))) as thumbnail:
+        assert "icc_profile" not in thumbnail.info
+
+
 def test_cmyk_is_converted_by_its_profile() -> None:
     image = Image.new("CMYK", (2, 1))
     image.putpixel((1, 0), (0, 0, 0, 255))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from async_sessions import JobInfo, SessionStore, open_store
+from async_sessions import JobInfo, Limits, SessionStore, open_store
 from tests.clock import Clock
 from tests.faults import files_below
 
@@ -49,6 +49,16 @@ async def test_every_blob_is_counted_once_under_its_kind(session_store: SessionS
     assert stats.jobs == {"queued": 2, "succeeded": 1}
     blobs = files_below(tmp_path / "sessions", "blobs")
     assert stats.total_bytes == sum(path.stat().st_size for path in blobs)
+
+
+async def test_the_bytes_are_told_as_a_part_of_the_limit(tmp_path: Path) -> None:
+    limits = Limits(max_total_bytes=100_000)
+    async with open_store(tmp_path / "root", cleanup_interval=None, limits=limits) as store:
+        await (await store.create_session()).store_image(RED, "start")
+        stats = await store.stats()
+        assert stats.quota_use == stats.total_bytes / 100_000 > 0
+    async with open_store(tmp_path / "root", cleanup_interval=None) as store:
+        assert (await store.stats()).quota_use is None
 
 
 async def test_ages_are_those_of_the_oldest_and_of_the_newest_session(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
             pass  # a damaged profile, or one of another colour space, says nothing about these pixels
         else:
             if converted is not None:
+                # sRGB goes without saying, and its profile tells when it was made: no thumbnail would be like another
+                converted.info.pop("icc_profile", None)
                 return converted
     return image.convert("RGB")
 
