@@ -14,6 +14,7 @@ import msgspec
 import typer
 
 from async_sessions._cli.care import cleanup, verify
+from async_sessions._cli.carry import export_, import_
 from async_sessions._cli.look import ls, show, stats
 from async_sessions._cli.options import parse_period, period
 from async_sessions._cli.terminal import fail
@@ -112,5 +113,5 @@ def _check_address(host: str, port: int) -> None:
         fail(f"Can't serve on {host}, port {port}: {error.strerror}.")
 
 
-for command in (ls, show, stats, cleanup, verify):
-    app.command()(command)
+for command in (ls, show, stats, cleanup, verify, export_, import_):
+    app.command(command.__name__.rstrip("_"))(command)

@@ -1,4 +1,4 @@
-"""The commands that look after a store: `ls`, `show`, `stats`, `cleanup`, `verify`."""
+"""The commands that look after a store: `ls`, `show`, `stats`, `cleanup`, `verify`, `export`, `import`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,15 @@ from tests.clock import Clock
 from tests.faults import files_below
 
 HOSTILE = "\x1b[2J\x9b31m[bold]red"
-COMMANDS = (("ls",), ("show", "0" * 32), ("stats",), ("cleanup",), ("verify",), ("verify", "--repair"))
+COMMANDS = (
+    ("ls",),
+    ("show", "0" * 32),
+    ("stats",),
+    ("cleanup",),
+    ("verify",),
+    ("verify", "--repair"),
+    ("export", "0" * 32, "/dev/null"),
+)
 
 
 def run(*arguments: str | Path, **environment: str) -> Result:
@@ -188,6 +196,45 @@ def test_verify_finds_and_repairs(root: Path, session: Session) -> None:
     assert report["findings"][0]["repair"]
     done = run("verify", "--root", root)
     assert (done.exit_code, "quarantine  2 files" in done.stdout) == (0, True)
+
+
+def test_a_session_goes_out_and_comes_in_again(root: Path, session: Session, tmp_path: Path) -> None:
+    file, other = tmp_path / "session.zip", tmp_path / "other"
+    before = contents(root)
+    done = run("export", session.key, file, "--root", root)
+    assert (done.exit_code, str(file) in done.stdout.replace("\n", ""), contents(root)) == (0, True, before)
+    done = run("import", file, "--root", other)
+    assert done.exit_code == 0
+    key = done.stdout.split()[-1]
+    images = on(other, open_by(key)).images
+    assert images["start"].digest == on(root, open_by(session.key)).images["start"].digest
+
+
+def test_only_an_import_that_is_asked_for_it_shows_the_id(root: Path, session: Session, tmp_path: Path) -> None:
+    file = tmp_path / "session.zip"
+    assert json.loads(run("export", session.key, file, "--root", root, "--json").stdout)["file"] == str(file)
+    assert json.loads(run("import", file, "--root", root, "--json").stdout).keys() == {"session"}
+    shown = json.loads(run("import", file, "--root", root, "--json", "--show-id").stdout)
+
+    async def restored(store: SessionStore) -> str:
+        return (await store.restore_session(shown["id"])).key
+
+    assert on(root, restored) == shown["session"]
+
+
+def test_what_is_no_bundle_is_one_sentence(root: Path, session: Session, tmp_path: Path) -> None:
+    (tmp_path / "text.zip").write_bytes(b"no ZIP")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_bytes(b"x")
+    for arguments in (
+        ("import", tmp_path / "text.zip", "--root", root),
+        ("import", tmp_path / "missing.zip", "--root", root),
+        ("import", tmp_path / "text.zip", "--root", tmp_path / "taken"),
+        ("export", session.key, tmp_path / "missing" / "session.zip", "--root", root),
+    ):
+        done = run(*arguments)
+        assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert sorted((tmp_path / "taken").iterdir()) == [tmp_path / "taken" / "file"]
 
 
 def open_by(key: str) -> Callable[[SessionStore], Awaitable[Any]]:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import msgspec
 import typer
 from rich.filesize import decimal
 
-from async_sessions._cli.options import DEFAULT_ROOT, DEFAULT_TTL, AsJson, Root, Ttl, on_store, parse_period
+from async_sessions._cli.options import DEFAULT_ROOT, DEFAULT_TTL, AsJson, Key, Root, Ttl, on_store, parse_period
 from async_sessions._cli.terminal import PROBLEMS, Output, age, at, plain
 from async_sessions.store import SessionStore
 
 if TYPE_CHECKING:
     from async_sessions.records import ImageRecord, SessionInfo
     from async_sessions.stats import StoreStats
-
-Key = Annotated[str, typer.Argument(metavar="KEY", help="The session's key, as `ls` prints it.")]
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -16,12 +16,20 @@ import typer
 from async_sessions import _keys
 from async_sessions._cli.terminal import MISTAKE, PROBLEMS, fail
 from async_sessions.blobs._files import LOCKS
-from async_sessions.errors import InvalidKeyError, SessionNotFoundError, StorageError
+from async_sessions.errors import (
+    BundleError,
+    InvalidKeyError,
+    QuotaExceededError,
+    RevisionConflictError,
+    SessionNotFoundError,
+    StorageError,
+)
 from async_sessions.store import SessionStore, open_store
 
 T = TypeVar("T")
 
 Root = Annotated[str, typer.Option("--root", envvar="ASYNC_SESSIONS_ROOT", help="The store: a folder, or a URL.")]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The session's key, as `ls` prints it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 Ttl = Annotated[
     str,
@@ -70,32 +78,33 @@ def on_store(
             return anyio.run(visit), heard
         except SessionNotFoundError:
             fail("There is no such session, or it is expired or deleted: see `async-sessions ls`.")
-        except InvalidKeyError as error:
+        except (InvalidKeyError, BundleError, QuotaExceededError) as error:
             fail(str(error))
-        except StorageError as error:
+        except (StorageError, RevisionConflictError) as error:
             fail(str(error), PROBLEMS if opened else MISTAKE)
 
 
 def _store_at(root: str, create: bool, options: dict[str, Any]) -> SessionStore:
-    if "://" not in root and not create:
-        _check_folder(root)
+    if "://" not in root:
+        _check_folder(root, create)
     try:
         return open_store(root, cleanup_interval=None, **options)
     except (ValueError, RuntimeError) as error:  # no such backend, no such home
         fail(str(error))
 
 
-def _check_folder(root: str) -> None:
-    """Opening a store makes its folders where there are none; a look must not."""
+def _check_folder(root: str, create: bool) -> None:
+    """Opening a store makes its folders where there are none: a look must not, and nothing does among other files."""
     try:
         folder = Path(root).expanduser()
-        found, ours = folder.is_dir(), any((folder / name).is_dir() for name in (LOCKS, _keys.MANIFESTS))
+        ours = any((folder / name).is_dir() for name in (LOCKS, _keys.MANIFESTS))
+        found = folder.exists() and not (create and folder.is_dir() and not any(folder.iterdir()))
     except (OSError, RuntimeError) as error:
         fail(f"{root} can't be looked into: {str(getattr(error, 'strerror', None) or error).rstrip('.')}.")
-    if not found:
+    if not found and not create:
         fail(f"There is no folder {root}. Give the one that holds your sessions: --root FOLDER")
-    if not ours:
-        fail(f"{root} is a folder, but there is no store in it. Give the one that your app opens: --root FOLDER")
+    if found and not ours:
+        fail(f"There is no store in {root}, but something else. Give the folder that your app opens: --root FOLDER")
 
 
 class _Listener(logging.Handler):

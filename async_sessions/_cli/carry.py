@@ -1,0 +1,72 @@
+"""`export` and `import`: a session as a file, and back."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.filesize import decimal
+
+from async_sessions._cli.options import DEFAULT_ROOT, AsJson, Key, Root, on_store
+from async_sessions._cli.terminal import Output, fail, progress
+from async_sessions.bundle import export_session, import_session
+
+if TYPE_CHECKING:
+    from async_sessions.session import Session
+    from async_sessions.store import SessionStore
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The bundle, a ZIP.")]
+
+# so long that the session's use is not recorded, and that what expired can be taken along until a sweep takes it
+_LOOKING = timedelta(days=36_500)
+
+
+def export_(
+    key: Key,
+    file: File,
+    root: Root = DEFAULT_ROOT,
+    jobs: Annotated[bool, typer.Option("--jobs", help="With the finished jobs and what they made.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a session's images and settings to a file, which is replaced where there is one."""
+    if not file.absolute().parent.is_dir():
+        fail(f"There is no folder {file.parent} for the bundle; make it first.")
+
+    async def write(store: SessionStore) -> None:
+        await export_session(await store.open_by_key(key), file, jobs=jobs)
+
+    with progress("exporting"):
+        on_store(root, write, ttl=_LOOKING)
+    size = file.stat().st_size
+    if as_json:
+        Output().json([{"key": key, "file": str(file), "byte_size": size}])
+    else:
+        Output().pairs([("session", key), ("bundle", f"{file}, {decimal(size)}")])
+
+
+def import_(
+    file: File,
+    root: Root = DEFAULT_ROOT,
+    show_id: Annotated[
+        bool, typer.Option("--show-id", help="Print the new session's id, too: whoever knows it is that user.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new session of a bundle. Its owner gets at it by its id alone, which is shown now or never."""
+    if not file.is_file():
+        fail(f"There is no file {file}.")
+
+    async def read(store: SessionStore) -> Session:
+        return await import_session(store, file)
+
+    with progress("importing"):
+        session, _ = on_store(root, read, create=True)
+    known = {"session": session.key}
+    if show_id and session.id is not None:
+        known["id"] = session.id
+    if as_json:
+        Output().json([known])
+    else:
+        Output().pairs(known.items())
