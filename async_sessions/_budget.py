@@ -15,7 +15,7 @@ from async_sessions.errors import ImageRejectedError, OutOfMemoryError
 
 T = TypeVar("T")
 
-# Two images of the largest size that `Limits` takes by default, or ten of 12 MP: 512 MB at four bytes a pixel.
+# Two JPEGs of the largest size that `Limits` takes by default, or ten of 12 MP: 512 MB at four bytes a pixel.
 DEFAULT_PIXELS: Final = 128_000_000
 
 
