@@ -1,0 +1,104 @@
+"""The figures as Markdown tables."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from tests.benchmarks.designs import PACKAGE, THREADED, Facts
+from tests.benchmarks.lag import Run, median_of
+
+if TYPE_CHECKING:
+    from tests.benchmarks.ratios import Row
+
+LAG_GOALS = 0.015, 0.040  # seconds above idle: p99, longest
+SIZE_GOAL = 1.2
+FLAT_GOAL = 128 * 1024  # bytes more
+NOT_MEASURED = "-"
+
+
+def facts_table(facts: Sequence[Facts]) -> str:
+    names = ["", "file and directory synced", "an image is found by", "a Pillow image is encoded by", "what it lacks"]
+    return _table(names, [[each.name, _yes(each.synced), each.found_by, each.encoder, each.lacks] for each in facts])
+
+
+def goal_table(rows: Sequence[Row]) -> str:
+    """This package beside the threaded design, with the goals."""
+    lines = []
+    for row in rows:
+        wall, here = statistics.median(row.times(THREADED)), row.seconds()
+        goal, met = "", ""
+        if row.goal is not None:
+            goal, met = f"{row.goal:g}", _yes(wall >= row.goal)
+        if row.within is not None:
+            goal, met = f"{1000 * row.within:g} ms", _yes(here <= row.within)
+        cells = [f"**{_spread(row.times(THREADED))}**", _spread(row.times_by_cpu(THREADED)), goal, met]
+        lines.append([row.what, *cells, f"{len(row.costs[PACKAGE])}", f"{_ms(row.seconds(THREADED))} / {_ms(here)}"])
+    return _table(["", "times as fast", "by CPU", "goal", "met", "rounds", "ms, threaded / this"], lines)
+
+
+def peer_table(rows: Sequence[Row], peers: Sequence[str], base: str) -> str:
+    """`base` beside several designs. A design that a row was measured without has no figure in it."""
+    lines = []
+    for row in rows:
+        cells = [_spread(row.times(peer, base)) if peer in row.costs else NOT_MEASURED for peer in peers]
+        lines.append([row.what, *cells, _ms(row.seconds(base))])
+    return _table(["", *peers, f"ms, {base}"], lines)
+
+
+def size_table(photographs: Sequence[Row], flat: Row) -> str:
+    lines = []
+    for row in photographs:
+        ratios = [own / other for own, other in zip(row.sizes[PACKAGE], row.sizes[THREADED], strict=True)]
+        lines.append([row.what, _spread(ratios), f"{SIZE_GOAL:g}", _yes(statistics.median(ratios) <= SIZE_GOAL)])
+    added = [own - other for own, other in zip(flat.sizes[PACKAGE], flat.sizes[THREADED], strict=True)]
+    more = f"{min(added) / 1024:+.0f} to {max(added) / 1024:+.0f} KB"
+    lines.append([flat.what, more, f"+{FLAT_GOAL // 1024} KB", _yes(max(added) <= FLAT_GOAL)])
+    return _table(["", "this package's file / that of `optimize=True`", "at most", "met"], lines)
+
+
+def lag_table(runs: Mapping[str, Sequence[Run]]) -> str:
+    lines, notes = [], []
+    for name, heard in runs.items():
+        idle, busy = median_of([run.idle for run in heard]), median_of([run.busy for run in heard])
+        added = [run.busy.p99 - run.idle.p99 for run in heard], [run.busy.longest - run.idle.longest for run in heard]
+        cells = [f"{name}, {heard[0].users} sessions"]
+        cells += [f"{_ms(before)} / {_ms(during)}" for before, during in zip(idle[:3], busy[:3], strict=True)]
+        for values, goal in zip(added, LAG_GOALS, strict=True):
+            met = _yes(statistics.median(values) <= goal) if name == PACKAGE else ""
+            cells += [f"**{_spread([1000 * value for value in values])}**", met]
+        lines.append([*cells, _ms(busy.busy_cores)])
+        if any(run.voided or not run.valid for run in heard):
+            void = sum(not run.valid for run in heard)
+            notes.append(f"{name}: runs void and repeated, {sum(run.voided for run in heard)}; void and shown, {void}.")
+    p99, longest = (f"at most {1000 * goal:g}" for goal in LAG_GOALS)
+    names = ["", "p50", "p99", "longest", "added to p99", p99, "added to longest", longest, "of longest, busy cores"]
+    return "\n\n".join([_table(names, lines), *(notes or ["No run was void."])])
+
+
+def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(names)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (names, rule, *lines))
+
+
+def _spread(values: Sequence[float]) -> str:
+    middle, low, high = map(_figure, (statistics.median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _figure(value: float) -> str:
+    """Three digits are all that a noisy machine can tell."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 4)}f}"
+
+
+def _ms(seconds: float) -> str:
+    return _figure(1000 * seconds)
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "no"
