@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks import cases, lag, peers, pictures, ratios, report, tables
+from async_sessions._budget import DEFAULT_PIXELS
+from tests.benchmarks import cases, lag, memory, peers, pictures, ratios, report, tables
 from tests.benchmarks.designs import PACKAGE, THREADED, UNSYNCED, Package, Threaded, ThreadedInLoop
 from tests.benchmarks.lag import Load
 from tests.benchmarks.pictures import HD, TWELVE_MEGAPIXELS
@@ -22,6 +23,7 @@ async def measure(*, quick: bool) -> str:
     load, started = os.getloadavg()[0], time.monotonic()
     speed = await _speed(quick=quick)
     lags = await _lags(quick=quick)
+    memories = await _memories(quick=quick)
     return "\n\n".join(
         [
             "# This package beside what else an app could use",
@@ -35,6 +37,9 @@ async def measure(*, quick: bool) -> str:
             "## The event loop, while images are stored",
             report.LAG,
             tables.lag_table(lags),
+            "## Memory",
+            report.MEMORY,
+            tables.memory_table(memories, memory.CACHE_BYTES + 4 * DEFAULT_PIXELS),
         ]
     )
 
@@ -89,6 +94,15 @@ async def _lags(*, quick: bool) -> dict[str, list[lag.Run]]:
         Load(f"{peers.GRADIO}, 12 MP uploads, in the loop", peers.GradioInLoop, uploads, users),
     ]
     return await lag.lags(loads, rounds=1 if quick else 3, idle=0.5 if quick else 1.5, reruns=1 if quick else 3)
+
+
+async def _memories(*, quick: bool) -> dict[str, memory.Memory]:
+    _tell("memory")
+    sessions = (16, 64, 192) if quick else (32, 128, 512)
+    return {
+        PACKAGE: await memory.in_fresh_process(memory.of_package, sessions),
+        THREADED: await memory.in_fresh_process(memory.of_threaded, sessions[:2]),
+    }
 
 
 def _tell(what: str) -> None:

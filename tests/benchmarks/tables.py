@@ -11,6 +11,7 @@ from tests.benchmarks.designs import PACKAGE, THREADED, Facts
 from tests.benchmarks.lag import Run, median_of
 
 if TYPE_CHECKING:
+    from tests.benchmarks.memory import Memory
     from tests.benchmarks.ratios import Row
 
 LAG_GOALS = 0.015, 0.040  # seconds above idle: p99, longest
@@ -78,6 +79,18 @@ def lag_table(runs: Mapping[str, Sequence[Run]]) -> str:
     return "\n\n".join([_table(names, lines), *(notes or ["No run was void."])])
 
 
+def memory_table(memories: Mapping[str, Memory], bound: int) -> str:
+    """`bound`: what this package may take at most, beyond what it takes when it is empty."""
+    counts = max((memory.sessions for memory in memories.values()), key=len)
+    lines = []
+    for name, memory in memories.items():
+        held = [f"{_mb(size)}" for size in memory.held] + [NOT_MEASURED] * (len(counts) - len(memory.held))
+        most, met = ("", "") if name != PACKAGE else (_mb(bound), _yes(memory.peak <= bound))
+        lines.append([name, *held, _mb(memory.per_session()), _mb(memory.peak), most, met])
+    names = [f"{count} sessions" for count in counts]
+    return _table(["MB", *names, "each further session", "peak", "at most", "met"], lines)
+
+
 def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rule = ["---"] * len(names)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (names, rule, *lines))
@@ -98,6 +111,10 @@ def _figure(value: float) -> str:
 
 def _ms(seconds: float) -> str:
     return _figure(1000 * seconds)
+
+
+def _mb(size: float) -> str:
+    return _figure(size / 1e6)
 
 
 def _yes(met: bool) -> str:
