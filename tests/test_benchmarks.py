@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.benchmarks import scale
 from tests.benchmarks.designs import check, retrieved, stored
 from tests.benchmarks.peers import EVERYBODY
+from tests.benchmarks.threaded import ThreadedSessions
 from tests.images import corners, jpeg_with_exif, photograph
 
 if TYPE_CHECKING:
@@ -55,3 +58,18 @@ async def test_a_design_syncs_exactly_if_the_report_says_so(
 def test_a_design_that_returns_other_pixels_stops_the_benchmark() -> None:
     with pytest.raises(AssertionError, match="other pixels"):
         check([corners(*SIZE)], [photograph(*SIZE)])
+
+
+def test_both_designs_find_all_the_sessions_of_a_large_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "RESTORED", 5)
+    measured = scale.measure(20, rounds=1, full=True)
+    assert measured.sessions == 20
+    assert len(measured.sweeps) == len(measured.scans) == 1
+
+
+def test_the_threaded_design_removes_a_session_that_is_too_old(tmp_path: Path) -> None:
+    threaded = ThreadedSessions(tmp_path)
+    folder = threaded.store_image(corners(), "a", "start").parent
+    assert threaded.cleanup(timedelta(hours=1)) == 0
+    assert threaded.cleanup(timedelta(0)) == 1
+    assert not folder.exists()

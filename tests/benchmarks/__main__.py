@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 from async_sessions._budget import DEFAULT_PIXELS
-from tests.benchmarks import cases, lag, memory, peers, pictures, ratios, report, tables
+from tests.benchmarks import cases, lag, memory, peers, pictures, ratios, report, scale, tables
 from tests.benchmarks.designs import PACKAGE, THREADED, UNSYNCED, Package, Threaded, ThreadedInLoop
 from tests.benchmarks.lag import Load
 from tests.benchmarks.pictures import HD, TWELVE_MEGAPIXELS
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 OTHERS = peers.GRADIO, peers.DISKCACHE, peers.OBSTORE, peers.BARE
+SESSIONS = 10_000, 100_000
 
 
 async def measure(*, quick: bool) -> str:
@@ -24,6 +25,11 @@ async def measure(*, quick: bool) -> str:
     speed = await _speed(quick=quick)
     lags = await _lags(quick=quick)
     memories = await _memories(quick=quick)
+    _tell("many sessions")
+    scales = [
+        await memory.in_fresh_process(scale.measure, count, 3 if quick else 5, not quick or count == SESSIONS[0])
+        for count in SESSIONS
+    ]
     return "\n\n".join(
         [
             "# This package beside what else an app could use",
@@ -40,6 +46,9 @@ async def measure(*, quick: bool) -> str:
             "## Memory",
             report.MEMORY,
             tables.memory_table(memories, memory.CACHE_BYTES + 4 * DEFAULT_PIXELS),
+            "## Many sessions",
+            report.SCALE.format(place=report.filesystem(scale.place(SESSIONS[-1]))),
+            tables.scale_table(scales),
         ]
     )
 

@@ -61,6 +61,11 @@ Megabytes resident beyond those of the empty store, in a process of its own, wit
 stored by each session, 8 at a time; what was freed was given back to the system before. This package was told to keep
 {CACHE_BYTES / 1e6:.0f} MB of decoded images; at most it may take these and its budget of decoded pixels."""
 
+SCALE = """\
+Restoring reads one manifest and decodes nothing. A sweep with nothing due lists the sessions and reads none; the
+threaded design's scan reads the metadata of each. A pass over everything reads each session: when a store has been
+opened, in the background, and then daily. The files are in {place} and nothing waits for a disk; none is an image."""
+
 
 def environment(load_before: float, seconds: float) -> str:
     load = f"{load_before:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"

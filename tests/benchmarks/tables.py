@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tests.benchmarks.designs import PACKAGE, THREADED, Facts
+from tests.benchmarks.designs import PACKAGE, THREADED, Cost, Facts
 from tests.benchmarks.lag import Run, median_of
+from tests.benchmarks.scale import INTERVAL
 
 if TYPE_CHECKING:
     from tests.benchmarks.memory import Memory
     from tests.benchmarks.ratios import Row
+    from tests.benchmarks.scale import Scale
 
 LAG_GOALS = 0.015, 0.040  # seconds above idle: p99, longest
 SIZE_GOAL = 1.2
 FLAT_GOAL = 128 * 1024  # bytes more
+RESTORE_GOAL = 0.002  # seconds
+SCAN_GOAL = 5  # times the old scan
+CORE_GOAL = 0.001  # of a core, at the largest size
 NOT_MEASURED = "-"
 
 
@@ -89,6 +94,40 @@ def memory_table(memories: Mapping[str, Memory], bound: int) -> str:
         lines.append([name, *held, _mb(memory.per_session()), _mb(memory.peak), most, met])
     names = [f"{count} sessions" for count in counts]
     return _table(["MB", *names, "each further session", "peak", "at most", "met"], lines)
+
+
+def scale_table(scales: Sequence[Scale]) -> str:
+    lines: list[list[str]] = []
+
+    def line(what: str, show: Callable[[Scale], str], goal: str = "", met: bool | None = None) -> None:
+        lines.append([what, *map(show, scales), goal, "" if met is None else _yes(met)])
+
+    largest = scales[-1]
+    ratios = {scale.sessions: _ratios(scale.scans, scale.sweeps) for scale in scales}
+    share = {scale.sessions: _median(scale.sweeps).cpu / INTERVAL.total_seconds() for scale in scales}
+    line("opening, ms", lambda scale: _ms(scale.opening))
+    restored = max(scale.restoring for scale in scales) <= RESTORE_GOAL
+    line("restoring a session, ms", lambda scale: _ms(scale.restoring), f"{1000 * RESTORE_GOAL:g}", restored)
+    line("the same during the first pass, ms", lambda scale: _ms(scale.restoring_while_sweeping))
+    line("the same by the threaded design, ms", lambda scale: _ms(scale.restoring_threaded))
+    line("a sweep with nothing due, ms of CPU", lambda scale: _ms(_median(scale.sweeps).cpu))
+    line("the threaded design's scan, ms of CPU", lambda scale: _ms(_median(scale.scans).cpu))
+    met = min(statistics.median(values) for values in ratios.values()) >= SCAN_GOAL
+    line("the scan / the sweep, by CPU", lambda scale: f"**{_spread(ratios[scale.sessions])}**", f"{SCAN_GOAL}", met)
+    cheap = share[largest.sessions] <= CORE_GOAL
+    line("of a core, every half hour, %", lambda scale: _figure(100 * share[scale.sessions]), f"{CORE_GOAL:.1%}", cheap)
+    line("longest lag of the event loop in a sweep, ms", lambda scale: _ms(scale.stall))
+    line("a pass over everything, ms of CPU", lambda scale: _ms(scale.full.cpu) if scale.full else NOT_MEASURED)
+    line("memory that the sweeps keep, bytes a session", lambda scale: f"{scale.remembered / scale.sessions:.0f}")
+    return _table(["", *(f"{scale.sessions:,} sessions" for scale in scales), "goal", "met"], lines)
+
+
+def _ratios(scans: Sequence[Cost], sweeps: Sequence[Cost]) -> list[float]:
+    return [scan.cpu / sweep.cpu for scan, sweep in zip(scans, sweeps, strict=True)]
+
+
+def _median(costs: Sequence[Cost]) -> Cost:
+    return Cost(*map(statistics.median, zip(*costs, strict=True)))
 
 
 def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
