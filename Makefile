@@ -29,7 +29,7 @@ check: .venv/dev  ## lint, format and type checks
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: .venv/dev  ## measure against the threaded design, side by side
+bench: .venv/dev  ## measure beside the threaded design and other stores
 	$(BIN)/python -m tests.benchmarks
 
 proof: .venv/dev  ## the long proofs, one figure a line

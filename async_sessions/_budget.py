@@ -15,7 +15,7 @@ from async_sessions.errors import ImageRejectedError, OutOfMemoryError
 
 T = TypeVar("T")
 
-# Two images of the largest size that `Limits` takes by default, or ten of 12 MP: 512 MB at four bytes a pixel.
+# Two JPEGs of the largest size that `Limits` takes by default, or ten of 12 MP: 512 MB at four bytes a pixel.
 DEFAULT_PIXELS: Final = 128_000_000
 
 
@@ -108,8 +108,9 @@ async def in_thread(call: Callable[[], T], limiter: anyio.CapacityLimiter, *, pi
     try:
         try:
             return await anyio.to_thread.run_sync(call, limiter=limiter)
-        except ImageRejectedError:
-            np.empty(4 * pixels, np.uint8)  # is not touched, so it takes no time
+        except ImageRejectedError as error:
+            if error.reason in ("corrupt", "truncated"):
+                np.empty(4 * pixels, np.uint8)  # is not touched, so it takes no time
             raise
     except MemoryError as error:
         raise OutOfMemoryError("There is no memory for this image now. Try again later, or make it smaller.") from error

@@ -28,7 +28,8 @@ class Answer(NamedTuple):
 
 def answer(method: str, headers: Mapping[str, str], *, etag: str, media_type: str, size: int) -> Answer:
     """The answer to GET or HEAD for a file of `size` bytes. A slot's image changes, so caches ask each time."""
-    common = [(b"etag", etag.encode()), (b"cache-control", b"private, no-cache"), (b"vary", b"cookie"), *_GUARDS]
+    whose = b"vary", b"cookie, authorization"
+    common = [(b"etag", etag.encode()), (b"cache-control", b"private, no-cache"), whose, *_GUARDS]
     if _names(headers.get("if-none-match", ""), etag):
         return Answer(304, common)
     kind = media_type if media_type in _TYPES else "application/octet-stream"

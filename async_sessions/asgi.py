@@ -11,6 +11,7 @@ cookies are ever logged.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -36,6 +37,7 @@ from async_sessions.errors import (
 if TYPE_CHECKING:
     from async_sessions._reading import StoredImage
     from async_sessions.blobs.base import BlobStore
+    from async_sessions.session import Session
     from async_sessions.store import SessionStore
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -153,15 +155,29 @@ class SessionImages:
     """Pure ASGI app: `/start` is the image in the slot "start", `/start/thumbnail` its thumbnail (WebP).
 
     Mount it where you like, in Starlette, FastAPI or Gradio's `app_kwargs={"routes": [Mount("/images", app)]}`. The
-    session is the one that the cookie of `SessionCookie` names, read with the same `signer`; its images count as used.
-    Whatever is not in it, and whoever has no session, gets the same 404. Answers carry an ETag (so a browser that has
-    the image gets a 304), serve ranges, and may be kept by the browser but by no shared cache. The file is sent as it
-    is stored: turned as its EXIF says, which browsers do for JPEG and PNG.
+    session is that of the user whom `identity` finds in the request, as in `SessionStore.session_for`:
+
+        SessionImages(store, identity=lambda scope: scope["session"].get("user"))  # Starlette's SessionMiddleware
+
+    and where it finds none, or is not given, the one that the cookie of `SessionCookie` names, read with the same
+    `signer`. Reading counts as use, and creates no session. Whatever is not in it, and whoever has no session, gets the
+    same 404. Answers carry an ETag (so a browser that has the image gets a 304), serve ranges, and may be kept by the
+    browser but by no shared cache. The file is sent as it is stored: turned as its EXIF says, which browsers do for
+    JPEG and PNG.
     """
 
-    def __init__(self, store: SessionStore, *, signer: Callable[[], Awaitable[CookieSigner]]) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        *,
+        signer: Callable[[], Awaitable[CookieSigner]] | None = None,
+        identity: Callable[[Scope], str | Awaitable[str | None] | None] | None = None,
+    ) -> None:
+        if signer is None and identity is None:
+            raise TypeError("SessionImages has to know whose images it serves: give it `signer`, `identity` or both.")
         self._store = store
         self._signer = signer
+        self._identity = identity
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -199,8 +215,18 @@ class SessionImages:
             await _send(send, failure(503, (b"retry-after", b"5")))
 
     async def _image(self, scope: Scope, slot: str) -> StoredImage | None:
+        session = await self._session(scope)
+        return None if session is None else await session.retrieve_stored(slot)
+
+    async def _session(self, scope: Scope) -> Session | None:
+        if self._identity is not None:
+            found = self._identity(scope)
+            if user := await found if inspect.isawaitable(found) else found:
+                return self._store.session_of(user)
+        if self._signer is None:
+            return None
         session_id = (await self._signer()).session_id(_cookies(scope["headers"]))
-        return None if session_id is None else await self._store.session(session_id).retrieve_stored(slot)
+        return None if session_id is None else self._store.session(session_id)
 
 
 async def _send(send: Send, planned: Answer, body: bytes = b"") -> None:

@@ -88,6 +88,7 @@ async def test_what_has_its_only_fault_in_what_is_dropped_is_taken(name: str) ->
         assert await session.retrieve_bytes("start") == expected
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process")
 def test_no_refusal_takes_more_memory_than_it_may() -> None:
     assert not [cost for cost in bounds.costs() if cost.memory > cost.most_memory]

@@ -7,14 +7,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio.lowlevel
 import httpx
 import pytest
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from async_sessions import BlobStore, LocalBlobStore, Session, SessionStore, StorageError, open_store
-from async_sessions.asgi import CookieSigner, Message, SessionImages, stored_signer
+from async_sessions import (
+    BlobStore,
+    LocalBlobStore,
+    Session,
+    SessionNotFoundError,
+    SessionStore,
+    StorageError,
+    open_store,
+)
+from async_sessions.asgi import CookieSigner, Message, Scope, SessionImages, stored_signer
 from async_sessions.blobs.base import CHUNK_SIZE
 from tests.faults import FaultyBlobStore, files_below
 from tests.images import encoded, jpeg_with_exif, photograph, rgba_png
@@ -140,6 +149,53 @@ async def test_head_has_the_same_headers_and_no_body(session: Session, client: h
 async def test_a_method_that_changes_something_is_refused(client: httpx.AsyncClient) -> None:
     answer = await client.post("/images/start")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+
+
+def _who(scope: Scope) -> str | None:
+    return dict(scope["headers"]).get(b"x-user", b"").decode() or None
+
+
+async def _who_later(scope: Scope) -> str | None:
+    await anyio.lowlevel.checkpoint()
+    return _who(scope)
+
+
+@pytest.mark.parametrize("identity", [_who, _who_later])
+async def test_a_user_who_is_logged_in_gets_what_is_theirs(session_store: SessionStore, identity: Any) -> None:
+    await (await session_store.session_for("ada")).store_image(PNG, "start")
+    anonymous = await session_store.create_session()
+    await anonymous.store_image(photograph(64, 48), "end")
+    signer = await stored_signer(session_store.blobs)
+    images = SessionImages(session_store, signer=partial(stored_signer, session_store.blobs), identity=identity)
+    transport = httpx.ASGITransport(Starlette(routes=[Mount("/images", images)]))
+    cookies = {signer.name: signer.sign(anonymous.id or "")}
+    async with httpx.AsyncClient(transport=transport, base_url="http://app", cookies=cookies) as client:
+        for user, slot, status in (
+            ("ada", "start", 200),
+            ("ada", "end", 404),  # of the browser, not of the user
+            ("grace", "start", 404),
+            ("", "start", 404),
+            ("", "end", 200),
+        ):
+            for part in ("", "/thumbnail"):
+                answer = await client.get(f"/images/{slot}{part}", headers={"x-user": user})
+                assert answer.status_code == status
+    with pytest.raises(SessionNotFoundError):
+        await session_store.session_of("grace").info()
+
+
+async def test_where_only_users_have_sessions_a_cookie_is_not_asked_for(session_store: SessionStore) -> None:
+    await (await session_store.session_for("ada")).store_image(PNG, "start")
+    transport = httpx.ASGITransport(SessionImages(session_store, identity=_who))
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:
+        assert (await client.get("/start", headers={"x-user": "ada"})).content == PNG
+        assert (await client.get("/start")).status_code == 404
+    assert await session_store.blobs.get("cookie/secret") is None
+
+
+def test_images_that_nobody_can_own_are_a_type_error() -> None:
+    with pytest.raises(TypeError, match="`signer`, `identity` or both"):
+        SessionImages(open_store("memory://"))
 
 
 async def test_nobody_else_gets_anything_and_cannot_tell_why(session_store: SessionStore, session: Session) -> None:

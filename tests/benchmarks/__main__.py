@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks` measures for some minutes and writes RESULTS.md; with `--quick`, it only prints."""
+"""`python -m tests.benchmarks` measures for ten minutes and writes RESULTS.md; with `--quick`, it only prints."""
 
 from __future__ import annotations
 
@@ -6,71 +6,112 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from pathlib import Path
 
-from tests.benchmarks import lag, pictures, ratios, report
-from tests.benchmarks.pictures import HD, SMALL, TWELVE_MEGAPIXELS
+from async_sessions._budget import DEFAULT_PIXELS
+from tests.benchmarks import cases, lag, memory, peers, pictures, ratios, report, scale, tables
+from tests.benchmarks.designs import PACKAGE, THREADED, UNSYNCED, Package, Threaded, ThreadedInLoop
+from tests.benchmarks.lag import Load
+from tests.benchmarks.pictures import HD, TWELVE_MEGAPIXELS
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+OTHERS = peers.GRADIO, peers.DISKCACHE, peers.OBSTORE, peers.BARE
+SESSIONS = 10_000, 100_000
 
 
 async def measure(*, quick: bool) -> str:
-    started = os.getloadavg()
-    seeds = range(4)
-    hd = [pictures.collage(HD, seed) for seed in seeds]
-    uploads = [pictures.upload(TWELVE_MEGAPIXELS, seed) for seed in seeds[: 1 if quick else None]]
-    rounds = 3 if quick else 8
-
-    _tell("storing one image")
-    alone = await ratios.stores(
-        "1080p RGB image, alone", [[image] for image in (hd if quick else hd + hd)], goal=12
-    )  # fmt: skip
-    small = await ratios.stores(
-        "720p RGBA image, alone", [[pictures.faded(SMALL, seed)] for seed in seeds[: 1 if quick else None]]
-    )
-    smooth = await ratios.stores(
-        "1080p RGB photograph that was scaled up, alone",
-        [[pictures.scaled_up(HD, seed)] for seed in seeds[: 1 if quick else None]],
-    )
-    flat = await ratios.stores("1080p flat image, alone", [[image] for image in pictures.drawings(HD)])
-    _tell("storing eight images at once")
-    together = await ratios.stores(
-        "1080p RGB images, 8 sessions at once", [hd + hd for _ in range(1 if quick else 3)], goal=25
-    )
-    _tell("storing uploads")
-    uploaded = await ratios.stores(
-        "upload of a 12 MP JPEG, verified and durable", [[data] for data in uploads], goal=30
-    )
-    _tell("retrieving")
-    cold = [
-        await ratios.cold("1080p, cold, alone", hd[:1], rounds=rounds, goal=0.9),
-        await ratios.cold("1080p, cold, 8 sessions at once", hd + hd, rounds=rounds, goal=1.5),
+    load, started = os.getloadavg()[0], time.monotonic()
+    speed = await _speed(quick=quick)
+    lags = await _lags(quick=quick)
+    memories = await _memories(quick=quick)
+    _tell("many sessions")
+    scales = [
+        await memory.in_fresh_process(scale.measure, count, 3 if quick else 5, not quick or count == SESSIONS[0])
+        for count in SESSIONS
     ]
-    warm = [
-        await ratios.cached("`retrieve_image` of a cached 1080p image", hd[0], rounds=rounds, within=0.0003),
-        await ratios.read_record(
-            "`read_record` of a cached 1080p image, in memory", hd[0], rounds=rounds, within=0.00001
-        ),
-    ]
-    _tell("listening to the event loop")
-    runs = await lag.lags(hd, others=2 if quick else 8, rounds=1 if quick else 3, idle=1 if quick else 2)
-
     return "\n\n".join(
         [
-            "# This package and the threaded design, measured side by side",
-            *(["A quick run: few rounds."] if quick else []),
-            report.environment(started),
-            report.method(),
-            "## The event loop, while 1080p images are stored",
-            report.lag_table(runs),
-            "## Store",
-            report.ratio_table([alone, together, uploaded, small, smooth, flat]),
-            "## Size of the stored file",
-            report.size_table([alone, small, smooth], flat),
-            "## Retrieve",
-            report.ratio_table([*cold, *warm]),
+            "# This package beside what else an app could use",
+            *(["A quick run: few rounds, and fewer lines."] if quick else []),
+            report.environment(load, time.monotonic() - started),
+            report.METHOD,
+            "## The designs",
+            report.PROMISES,
+            tables.facts_table([opened(Path(), 0).facts for opened in reversed(peers.EVERYBODY)]),
+            *speed,
+            "## The event loop, while images are stored",
+            report.LAG,
+            tables.lag_table(lags),
+            "## Memory",
+            report.MEMORY,
+            tables.memory_table(memories, memory.CACHE_BYTES + 4 * DEFAULT_PIXELS),
+            "## Many sessions",
+            report.SCALE.format(place=report.filesystem(scale.place(SESSIONS[-1]))),
+            tables.scale_table(scales),
         ]
     )
+
+
+async def _speed(*, quick: bool) -> list[str]:
+    stores, reads = [], []
+    for case in cases.chosen(quick=quick):
+        _tell(case.what)
+        measured = await ratios.rows(case)
+        stores.append(measured.stores)
+        if case.reads:
+            reads.append(measured.reads)
+    _tell("reading from memory")
+    image, rounds = pictures.collage(HD, 0), 3 if quick else 8
+    warm = [
+        await ratios.cached("`retrieve_image` of a cached 1080p image", image, rounds=rounds, within=0.0003),
+        await ratios.read_record("`read_record` of it, in memory", image, rounds=rounds, within=0.00001),
+    ]
+    *photographs, flat = [row for row in stores if THREADED in row.costs]
+    wide = [row for row in stores if UNSYNCED in row.costs]
+    read_by_all = [row for row in reads if peers.GRADIO in row.costs]
+    return [
+        "## Store, beside the threaded design",
+        report.STORES,
+        tables.goal_table([*photographs, flat]),
+        "## Store, nothing synced",
+        report.UNSYNCED,
+        tables.peer_table(wide, [THREADED, *OTHERS], UNSYNCED),
+        "## Store, synced",
+        report.SYNCED,
+        tables.peer_table(wide, [peers.BARE_SYNCED], PACKAGE),
+        "## Size of the stored file",
+        tables.size_table([row for row in photographs if "JPEG" not in row.what], flat),
+        "## Retrieve",
+        tables.goal_table([*(row for row in reads if row.goal), *warm]),
+        report.READS,
+        tables.peer_table(read_by_all, [THREADED, *OTHERS], PACKAGE),
+    ]
+
+
+async def _lags(*, quick: bool) -> dict[str, list[lag.Run]]:
+    _tell("listening to the event loop")
+    hd = [pictures.collage(HD, seed) for seed in range(4)]
+    uploads = [pictures.upload(TWELVE_MEGAPIXELS, seed) for seed in range(4)]
+    users = 2 if quick else 8
+    loads = [
+        Load(PACKAGE, Package, hd, 64),
+        Load(f"{THREADED}, in threads", Threaded, hd, users),
+        Load(f"{THREADED}, in the loop", ThreadedInLoop, hd, users),
+        Load(f"{peers.GRADIO}, in threads", peers.GradioCache, hd, users),
+        Load(f"{peers.GRADIO}, in the loop", peers.GradioInLoop, hd, users),
+        Load(f"{peers.GRADIO}, 12 MP uploads, in the loop", peers.GradioInLoop, uploads, users),
+    ]
+    return await lag.lags(loads, rounds=1 if quick else 3, idle=0.5 if quick else 1.5, reruns=1 if quick else 3)
+
+
+async def _memories(*, quick: bool) -> dict[str, memory.Memory]:
+    _tell("memory")
+    sessions = (16, 64, 192) if quick else (32, 128, 512)
+    return {
+        PACKAGE: await memory.in_fresh_process(memory.of_package, sessions),
+        THREADED: await memory.in_fresh_process(memory.of_threaded, sessions[:2]),
+    }
 
 
 def _tell(what: str) -> None:

@@ -9,16 +9,14 @@ import statistics
 import tempfile
 import time
 from array import array
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.benchmarks.designs import Package, Source, Threaded, stored
+from tests.benchmarks.designs import Design, Source, together
 
 BEAT = 0.001  # seconds
 VOID = 0.010  # seconds: a p99 of the idle loop above which a run says nothing
-RERUNS = 3
-PACKAGE = "this package"
 
 
 class Lag(NamedTuple):
@@ -34,9 +32,9 @@ class Lag(NamedTuple):
 
 
 class Run(NamedTuple):
-    """`idle` is what was heard before and after, together; `stores` images were stored while `busy`."""
+    """`idle` is what was heard before and after, together; `users` stored an image each while `busy`."""
 
-    stores: int
+    users: int
     idle: Lag
     busy: Lag
     voided: int  # runs that were thrown away before this one
@@ -44,22 +42,20 @@ class Run(NamedTuple):
 
 
 class Load(NamedTuple):
+    """What is stored at once, one picture per user, while the loop is listened to."""
+
     name: str
-    stores: int
-    opened: Callable[[Path, int], contextlib.AbstractAsyncContextManager[Callable[[int, Source], Awaitable[int]]]]
+    opened: Callable[[Path, int], Design]
+    pictures: Sequence[Source]
+    users: int
 
 
-async def lags(pictures: Sequence[Source], *, others: int, rounds: int, idle: float) -> dict[str, list[Run]]:
-    """Runs by design, interleaved. 64 sessions store with this package, `others` with the threaded design."""
-    loads = [
-        Load(PACKAGE, 64, _package),
-        Load("threaded design, in threads", others, _in_threads),
-        Load("threaded design, in the loop", others, _in_loop),
-    ]
+async def lags(loads: Sequence[Load], *, rounds: int, idle: float, reruns: int) -> dict[str, list[Run]]:
+    """Runs by load, interleaved; `idle` seconds are listened to before and after each, a void one is repeated."""
     runs: dict[str, list[Run]] = {load.name: [] for load in loads}
     for _ in range(rounds):
         for load in loads:
-            runs[load.name].append(await _run(load, pictures, idle))
+            runs[load.name].append(await _run(load, idle, reruns))
     return runs
 
 
@@ -67,33 +63,34 @@ def median_of(lags: Sequence[Lag]) -> Lag:
     return Lag(*map(statistics.median, zip(*lags, strict=True)))
 
 
-async def _run(load: Load, pictures: Sequence[Source], idle: float) -> Run:
-    """A run whose idle loop was quiet before and after; the last one that was not, where `RERUNS` do not help."""
-    sources = [pictures[number % len(pictures)] for number in range(load.stores)]
+async def _run(load: Load, idle: float, reruns: int) -> Run:
+    """A run whose idle loop was quiet before and after; the last one that was not, where `reruns` do not help."""
+    sources = [load.pictures[number % len(load.pictures)] for number in range(load.users)]
     voided = 0
     while True:
         with tempfile.TemporaryDirectory() as folder:
-            async with load.opened(Path(folder), load.stores) as store:
+            async with load.opened(Path(folder, "store"), load.users) as design:
+                given = [design.given(user, source) for user, source in enumerate(sources)]
                 before = await _idle(idle)
-                if _lag(before).p99 > VOID and voided < RERUNS:
+                if lag_of(before).p99 > VOID and voided < reruns:
                     voided += 1
                     continue
-                async with _heard() as busy:
-                    await stored(store, sources)
+                async with listening() as busy:
+                    await together(*(design.store(user, source) for user, source in enumerate(given)))
                 after = await _idle(idle)
-        valid = max(_lag(before).p99, _lag(after).p99) <= VOID
-        if valid or voided == RERUNS:
-            return Run(load.stores, _lag(before, after), _lag(busy), voided, valid)
+        valid = max(lag_of(before).p99, lag_of(after).p99) <= VOID
+        if valid or voided == reruns:
+            return Run(load.users, lag_of(before, after), lag_of(busy), voided, valid)
         voided += 1
 
 
-async def _idle(seconds: float) -> _Heard:
-    async with _heard() as heard:
+async def _idle(seconds: float) -> Heard:
+    async with listening() as heard:
         await asyncio.sleep(seconds)
     return heard
 
 
-class _Heard(NamedTuple):
+class Heard(NamedTuple):
     """Of every beat, by how many seconds it was late, and for how many of these the thread waited for a core.
 
     Arrays: objects by the thousand would set off the garbage collector, and it would be heard.
@@ -104,9 +101,9 @@ class _Heard(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def _heard() -> AsyncIterator[_Heard]:
+async def listening() -> AsyncIterator[Heard]:
     """What is heard of every beat that is due while in the block. A stall of 5 ms makes five beats late, not one."""
-    heard = _Heard(array("d"), array("d"))
+    heard = Heard(array("d"), array("d"))
     with _scheduler() as waited:
         beating = asyncio.create_task(_beat(heard, waited))
         try:
@@ -118,7 +115,7 @@ async def _heard() -> AsyncIterator[_Heard]:
                 await beating
 
 
-async def _beat(heard: _Heard, waited: Callable[[], float]) -> None:
+async def _beat(heard: Heard, waited: Callable[[], float]) -> None:
     due, before = time.perf_counter() + BEAT, waited()
     while True:
         await asyncio.sleep(due - time.perf_counter())
@@ -142,22 +139,6 @@ def _scheduler() -> Iterator[Callable[[], float]]:
         yield lambda: int(os.pread(file.fileno(), 100, 0).split()[1]) / 1e9
 
 
-def _lag(*heard: _Heard) -> Lag:
+def lag_of(*heard: Heard) -> Lag:
     late = sorted(both for one in heard for both in zip(one.late, one.busy_cores, strict=True))
     return Lag(late[len(late) // 2][0], late[int(0.99 * len(late))][0], *late[-1])
-
-
-@contextlib.asynccontextmanager
-async def _package(folder: Path, users: int) -> AsyncIterator[Callable[[int, Source], Awaitable[int]]]:
-    async with Package(folder, users) as package:
-        yield package.store
-
-
-@contextlib.asynccontextmanager
-async def _in_threads(folder: Path, users: int) -> AsyncIterator[Callable[[int, Source], Awaitable[int]]]:
-    yield Threaded(folder).store
-
-
-@contextlib.asynccontextmanager
-async def _in_loop(folder: Path, users: int) -> AsyncIterator[Callable[[int, Source], Awaitable[int]]]:
-    yield Threaded(folder).store_in_loop

@@ -1,142 +1,89 @@
-"""The figures as Markdown."""
+"""What the report says beside its tables: the machine, the method, and how each table is to be read."""
 
 from __future__ import annotations
 
-import math
 import os
 import platform
-import statistics
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import gradio
 import numpy as np
+import obstore
 import PIL
+from diskcache import __version__ as diskcache_version  # type: ignore[import-untyped]
 from PIL import features
 
-from tests.benchmarks.lag import BEAT, PACKAGE, VOID, Run, median_of
+from tests.benchmarks.lag import BEAT, VOID
+from tests.benchmarks.memory import CACHE_BYTES
 
-if TYPE_CHECKING:
-    from tests.benchmarks.ratios import Row
+METHOD = """\
+All designs run in turn, in one process, on the same images: photographs side by side without resampling, unless a line
+says otherwise. A figure is the median over the rounds of *the other design / this package*, so 2 is twice as fast and
+0.5 half as fast, with the lowest and the highest round in brackets; CPU is that of all cores. Milliseconds are context
+and depend on the machine. What was read was compared with what was stored, pixel by pixel. Reads find their files in
+the page cache. Before each round the disk is synced, so that nobody waits for what others wrote. The sweep of this
+package is off where it is not measured."""
 
-LAG_GOALS = 0.015, 0.040  # seconds above idle: p99, longest
-SIZE_GOAL = 1.2
-FLAT_GOAL = 128 * 1024  # bytes more
-LOOP_NOTE = """\
-More sessions would make the threaded design's runs longer, and in threads not worse: one works while the others wait
-for its lock. In the loop, nothing else runs until the last image is stored. *Busy cores* is for how long, when the lag
-was longest, the loop's thread was ready to run and had no core, because the encoders or other programs had them all."""
+PROMISES = """\
+*Synced* is what is on the disk, file and directory, before a store returns; a power cut may lose the rest.
+The designs that block are called in `asyncio.to_thread` unless a line says otherwise."""
 
-_METHOD = f"""\
-The threaded design holds one lock around `tobytes`, MD5, `save(optimize=True)` and `json.dump`; it is called in
-`asyncio.to_thread` unless a line says otherwise. **It syncs nothing**: a power cut may lose what it acknowledged.
-This package verifies what it stores, makes a thumbnail, and **syncs file and directory (fsync) before it returns**.
+STORES = """\
+The threaded design syncs nothing; this package has verified an image and has it on the disk when it returns."""
 
-Both run in turn, in one process, on the same images: photographs side by side without resampling, unless a line says
-otherwise. A figure is the median over the rounds of *threaded / this package*, so 2 is twice as fast, with the lowest
-and the highest round in brackets; CPU is that of all cores. Milliseconds are context and depend on the machine. The
-pixels that were read were compared with those that were stored. Reads find their files in the page cache.
+UNSYNCED = """\
+Nobody syncs: this package can't be told so, and `os.fsync` is made to do nothing for these figures. It is measured with
+all else that it does and the others don't do. The bare write is the limit, of bytes that were encoded beforehand.
+The threaded design is left out (-) of what would take it minutes: it has one lock, so 64 images take it 64 times as
+long as one."""
 
+SYNCED = """\
+What returns is on the disk. Only this package does that; the others have no switch for it. The bare write, again, has
+its bytes beforehand; it syncs one file and one directory, while this package writes image, thumbnail and manifest."""
+
+READS = """\
+Every design decodes the image that it finds; what was in memory was forgotten before. Only this package and the
+threaded design keep images in memory: any read by the others is one of these. Uploads are JPEG files, but for the
+threaded design, which made PNG files of them. This package compares each file with its digest."""
+
+LAG = f"""\
 Lag is the time by which the event loop is late to run what is due, at every {1000 * BEAT:g} ms of the run. Idle is the
-same loop before and after. A run is void where idle's p99 exceeds {1000 * VOID:g} ms.
-"""
+same loop before and after. A run is void where idle's p99 exceeds {1000 * VOID:g} ms. Milliseconds, idle / busy, the
+median of the runs, with 1080p images where nothing else is said. More sessions would make the threaded design's runs
+longer, and in threads not worse: one works while the others wait for its lock. In the loop, nothing else runs until
+the last image is stored; Gradio works so for the image of a `gr.update` and for files from outside its cache. *Busy
+cores* is for how long, when the lag was longest, the loop's thread was ready to run and had no core, because the
+encoders or other programs had them all."""
+
+MEMORY = f"""\
+Megabytes resident beyond those of the empty store, in a process of its own, with a flat 1080p image (8.3 MB in memory)
+stored by each session, 8 at a time; what was freed was given back to the system before. This package was told to keep
+{CACHE_BYTES / 1e6:.0f} MB of decoded images; at most it may take these and its budget of decoded pixels."""
+
+SCALE = """\
+Restoring reads one manifest and decodes nothing. A sweep with nothing due lists the sessions and reads none; the
+threaded design's scan reads the metadata of each. A pass over everything reads each session: when a store has been
+opened, in the background, and then daily. The files are in {place} and nothing waits for a disk; none is an image."""
 
 
-def environment(started: tuple[float, float, float]) -> str:
-    load = f"{started[0]:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
+def environment(load_before: float, seconds: float) -> str:
+    load = f"{load_before:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
     return "\n".join(
         [
             f"- {platform.system()} on {platform.machine()}, {len(os.sched_getaffinity(0))} cores; load average {load}",
             f"- Python {platform.python_version()}, Pillow {PIL.__version__} (zlib-ng {features.version('zlib_ng')}), "
             f"NumPy {np.__version__}, asyncio's own event loop",
-            f"- files on {_filesystem()}",
+            f"- Gradio {gradio.__version__}, diskcache {diskcache_version}, obstore {obstore.__version__}",
+            f"- files on {filesystem(Path(tempfile.gettempdir()))}",
+            f"- measured in {seconds / 60:.1f} minutes",
         ]
     )
 
 
-def method() -> str:
-    return _METHOD.rstrip()
-
-
-def lag_table(runs: dict[str, list[Run]]) -> str:
-    lines, notes = [], []
-    for name, heard in runs.items():
-        idle, busy = median_of([run.idle for run in heard]), median_of([run.busy for run in heard])
-        added = [run.busy.p99 - run.idle.p99 for run in heard], [run.busy.longest - run.idle.longest for run in heard]
-        cells = [f"{name}, {heard[0].stores} sessions"]
-        cells += [f"{_ms(before)} / {_ms(during)}" for before, during in zip(idle[:3], busy[:3], strict=True)]
-        for values, goal in zip(added, LAG_GOALS, strict=True):
-            met = _yes(statistics.median(values) <= goal) if name == PACKAGE else ""
-            cells += [f"**{_spread([1000 * value for value in values])}**", met]
-        lines.append([*cells, _ms(busy.busy_cores)])
-        if any(run.voided or not run.valid for run in heard):
-            void = sum(not run.valid for run in heard)
-            notes.append(f"{name}: runs void and repeated, {sum(run.voided for run in heard)}; void and shown, {void}.")
-    p99, longest = (f"at most {1000 * goal:g}" for goal in LAG_GOALS)
-    names = ["", "p50", "p99", "longest", "added to p99", p99, "added to longest", longest, "of longest, busy cores"]
-    shown = f"Milliseconds, idle / busy, the median of the runs ({len(runs[PACKAGE])} of each).\n{LOOP_NOTE}"
-    return "\n\n".join([shown, _table(names, lines), *(notes or ["No run was void."])])
-
-
-def ratio_table(rows: Sequence[Row]) -> str:
-    lines = []
-    for row in rows:
-        wall = statistics.median(row.wall())
-        there, here = row.seconds()
-        goal, met = "", ""
-        if row.goal is not None:
-            goal, met = f"{row.goal:g}", _yes(wall >= row.goal)
-        if row.within is not None:
-            goal, met = f"{1000 * row.within:g} ms", _yes(here <= row.within)
-        times = f"{_ms(there)} / {_ms(here)}"
-        lines.append(
-            [row.what, f"**{_spread(row.wall())}**", _spread(row.cpu()), goal, met, str(len(row.rounds)), times]
-        )
-    return _table(["", "times as fast", "by CPU", "goal", "met", "rounds", "ms, threaded / this"], lines)
-
-
-def size_table(photographs: Sequence[Row], flat: Row) -> str:
-    lines = []
-    for row in photographs:
-        ratios = [size.package / size.threaded for size in row.sizes]
-        median = statistics.median(ratios)
-        lines.append([row.what, _spread(ratios), f"{SIZE_GOAL:g}", _yes(median <= SIZE_GOAL)])
-    added = [(size.package - size.threaded) / 1024 for size in flat.sizes]
-    met = _yes(max(added) * 1024 <= FLAT_GOAL)
-    lines.append([flat.what, f"{min(added):+.0f} to {max(added):+.0f} KB", f"+{FLAT_GOAL // 1024} KB", met])
-    return _table(["", "this package's file / that of `optimize=True`", "at most", "met"], lines)
-
-
-def _table(names: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = ["---"] * len(names)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (names, rule, *lines))
-
-
-def _spread(values: Sequence[float]) -> str:
-    middle, low, high = map(_figure, (statistics.median(values), min(values), max(values)))
-    return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def _figure(value: float) -> str:
-    """Three digits are all that a noisy machine can tell."""
-    if value == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(digits, 4)}f}"
-
-
-def _ms(seconds: float) -> str:
-    return _figure(1000 * seconds)
-
-
-def _yes(met: bool) -> str:
-    return "yes" if met else "no"
-
-
-def _filesystem() -> str:
-    """The kind of file system under the temporary files: a tmpfs makes fsync free."""
-    folder = Path(tempfile.gettempdir()).resolve()
+def filesystem(folder: Path) -> str:
+    """The kind of file system that a folder is on: a tmpfs makes fsync free."""
+    folder = folder.resolve()
     kinds = {}
     try:
         mounts = Path("/proc/self/mounts").read_text().splitlines()

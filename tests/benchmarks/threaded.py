@@ -1,15 +1,17 @@
 """The threaded design that this package replaces, as its users knew it.
 
 One object for everybody with one lock, held around `tobytes`, MD5, `save(optimize=True)` and `json.dump`, and around
-every read. Nothing is synced to the disk. It is here to be measured: improve nothing in it.
+every read. Nothing is synced to the disk. A thread for cleanup reads the metadata of every session there is. It is here
+to be measured: improve nothing in it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,15 @@ class ThreadedSessions:
     def restore_from_session_id(self, session: str) -> None:
         with self._lock, (self._folder / session / "metadata.json").open() as file:
             self._metadata[session] = json.load(file)
+
+    def cleanup(self, max_age: timedelta) -> int:
+        """What the cleanup thread does every half hour. Returns how many sessions it removed."""
+        oldest = datetime.now(UTC) - max_age
+        removed = 0
+        for folder in self._folder.iterdir():
+            with (folder / "metadata.json").open() as file:
+                metadata = json.load(file)
+            if max(datetime.fromisoformat(image["stored_at"]) for image in metadata.values()) < oldest:
+                shutil.rmtree(folder)
+                removed += 1
+        return removed
