@@ -65,9 +65,14 @@ class ImageCache:
         for name in [name for name in self._images if name.partition(_MADE)[0] == blob]:
             del self._images[name]
 
-    def peek(self, blob: str) -> Image.Image | None:
+    def __contains__(self, blob: str) -> bool:
+        return blob in self._images
+
+    def find(self, blob: str) -> Image.Image | None:
         """The cached image; shared, so never to be drawn on."""
-        return self._images.get(blob)
+        image = self._images.get(blob)
+        self.hits += image is not None
+        return image
 
     async def get(self, blob: str, load: Callable[[], Awaitable[Image.Image]]) -> Image.Image:
         """The cached image, or what `load()` returns; shared with everybody, so never to be drawn on.
@@ -75,16 +80,14 @@ class ImageCache:
         Whoever waits for another's load tries itself if that one failed or was cancelled, so every waiter gets an
         exception of its own.
         """
-        if (image := self._images.get(blob)) is not None:
-            self.hits += 1
+        if (image := self.find(blob)) is not None:
             return image
         loading = self._loading.get(blob)
         if loading is None:
             # guards one load of this blob; it lives as long as somebody waits for it
             self._loading[blob] = loading = anyio.Lock(fast_acquire=True)
         async with loading:
-            if (image := self._images.get(blob)) is not None:
-                self.hits += 1
+            if (image := self.find(blob)) is not None:
                 return image
             self.misses += 1
             image = await load()

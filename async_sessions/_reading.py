@@ -55,7 +55,7 @@ class Reader:
         if record.mode in _COPIED:
             async with self._lent(record, record.pixel_count) as shared:
                 return await in_thread(shared.copy, self._cpu)
-        if (cached := self._cache.peek(record.blob)) is not None:
+        if (cached := self._cache.find(record.blob)) is not None:
             return view(cached)
         async with self._lent(record, 0) as shared:
             return view(shared)
@@ -143,10 +143,10 @@ class Reader:
         """
         image: Image.Image | None = None
         async with self._budget.loan() as loan:
-            if self._cache.peek(record.blob) is not None:
+            if record.blob in self._cache:
                 await loan.ask(pixels)
                 # Only now: an image is not to be kept by who waits, while the cache drops it and takes in others.
-                if (image := self._cache.peek(record.blob)) is None:
+                if (image := self._cache.find(record.blob)) is None:
                     loan.give_back()
             if image is None:
                 load = partial(self._load, record, loan, pixels, at_least)
