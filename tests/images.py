@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
@@ -253,7 +254,12 @@ def payload(data: bytes) -> list[bytes]:
 
 
 def shown(data: bytes) -> Image.Image:
-    """What Pillow shows of a file, upright as browsers have it."""
+    """What Pillow shows of a file, upright as browsers have it; of 16-bit colours what OpenCV reads, rounded."""
+    if data[24:25] == b"\x10" and data[25] in (2, 4, 6) and data.startswith(PNG_SIGNATURE):
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert samples is not None
+        order = [2, 1, 0, 3] if samples.shape[2] == 4 else [2, 1, 0]
+        return Image.fromarray(np.rint(samples[..., order] / 257).astype(np.uint8))
     with Image.open(io.BytesIO(data)) as image:
         image.info.pop("xmp", None)
         return image.copy() if image.format == "WEBP" else ImageOps.exif_transpose(image)

@@ -4,8 +4,10 @@ import os
 import struct
 import zlib
 
+import numpy as np
 import pytest
 
+from async_sessions._codec import decode
 from async_sessions._codec.encode import to_array
 from async_sessions.records import Limits
 from tests.corpus.png import STREAM, idat
@@ -120,6 +122,17 @@ def test_a_transparent_sample_is_transparent_at_every_depth(
     _, image = take(png_file(3, 1, depth, colour, row, before=before))
     assert image.has_transparency_data
     assert to_array(image)[0, :, 3].tolist() == expected
+
+
+@pytest.mark.parametrize(("colour", "channels", "mode"), [(2, 3, "RGB"), (4, 2, "RGBA"), (6, 4, "RGBA")])
+def test_samples_of_sixteen_bits_come_out_rounded_to_the_nearest(colour: int, channels: int, mode: str) -> None:
+    samples = np.arange(256 * 256).reshape(256, 256, 1) + 257 * np.arange(channels)
+    rows = b"".join(b"\0" + row.tobytes() for row in samples.astype(">u2"))
+    rebuilt, image = take(png_file(256, 256, 16, colour, rows))
+    assert image.mode == mode
+    expected = np.rint(samples % 65_536 / 257).astype(np.uint8)
+    assert np.array_equal(np.asarray(image), expected[..., [0, 0, 0, 1]] if colour == 4 else expected)
+    assert decode.peak(rebuilt.data, "image/png", 100, 1) == 200
 
 
 def test_a_photograph_of_many_pixel_chunks_is_kept_byte_for_byte() -> None:

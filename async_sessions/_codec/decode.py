@@ -12,13 +12,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from async_sessions._codec import bmff, jpeg, png, webp
+from async_sessions._codec import bmff, deep, jpeg, png, webp
 from async_sessions._codec.base import truncated
 from async_sessions._codec.modes import displayable, storable
 from async_sessions._codec.sniff import HEIF_EXTRA, MEDIA_TYPES
@@ -92,14 +93,18 @@ def peak(data: bytes, media_type: str, pixels: int, orientation: int) -> int:
 
     Pillow's WebP decoder holds canvases and a copy beside the image (15 bytes a pixel in all), AVIF and HEIC their
     planes and samples (9, more with transparency), and a JPEG in several scans its coefficients (up to 8 beside the
-    image, 3 as most are coded). What is turned is there twice.
+    image, 3 as most are coded). What is turned is there twice, and so is a PNG of 16 bits a sample.
     """
     if media_type == MEDIA_TYPES["WEBP"]:
         return 4 * pixels
     if media_type not in MEDIA_TYPES.values():
         return 3 * pixels
-    beside = -(-jpeg.coefficients(data, pixels) // 4) if media_type == MEDIA_TYPES["JPEG"] else 0
-    return pixels + max(beside, pixels if orientation > 1 else 0)
+    beside = pixels if orientation > 1 else 0
+    if media_type == MEDIA_TYPES["JPEG"]:
+        beside = max(beside, -(-jpeg.coefficients(data, pixels) // 4))
+    elif deep.is_deep(data):
+        beside = max(beside, pixels)
+    return pixels + beside
 
 
 def load(
@@ -155,6 +160,8 @@ def _decode(data: bytes, form: str, at_least: tuple[int, int] | None = None, *, 
         image.load()
         if check_end and form == "JPEG" and _ends_in_grey(image) and _is_cut(data):
             raise truncated(form)
+        if form == "PNG" and deep.is_deep(data):
+            deep.round_samples(image, PngImageFile(io.BytesIO(data)), data[25])
         if form == "PNG":
             _mend_transparency(image, depth=data[24])
         ImageOps.exif_transpose(image, in_place=True)
@@ -203,7 +210,7 @@ def _mend_transparency(image: Image.Image, *, depth: int) -> None:
         case "L", int(grey) if depth in (2, 4):
             image.info["transparency"] = grey * 255 // (2**depth - 1)
         case "RGB", tuple(colour) if depth == 16:
-            image.info["transparency"] = tuple(sample >> 8 for sample in colour)
+            image.info["transparency"] = tuple(deep.rounded(np.array(colour)).tolist())
 
 
 def _reduced(image: Image.Image, factor: int) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageCms
 
+from async_sessions._codec.deep import rounded
 from async_sessions.errors import ImageRejectedError
 
 _AS_THEY_ARE: Final = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -48,7 +49,7 @@ def storable(image: Image.Image) -> Image.Image:
 
 
 def displayable(image: Image.Image) -> Image.Image:
-    """The image as RGB, or as RGBA where any of it can be transparent: of 16 bits the upper 8, of CMYK no profile."""
+    """The image as RGB, as RGBA where any of it can be transparent: 16 bits rounded to 8, CMYK without its profile."""
     if image.mode in _DEEP:
         return _from_deep(image)
     if image.mode == "CMYK":
@@ -68,7 +69,7 @@ def _from_deep(image: Image.Image) -> Image.Image:
     shown = Image.new("RGBA" if isinstance(transparency, int) else "RGB", image.size)
     for top in range(0, image.height, _ROWS):  # arrays of all of it would take three times as much memory
         deep = _deep(image.crop((0, top, image.width, min(top + _ROWS, image.height))))
-        strip = Image.fromarray((deep >> 8).astype(np.uint8)).convert("RGB")
+        strip = Image.fromarray(rounded(deep)).convert("RGB")
         if isinstance(transparency, int):
             strip.putalpha(Image.fromarray((deep != transparency).view(np.uint8) * np.uint8(255)))
         shown.paste(strip, (0, top))
