@@ -1,1 +1,4 @@
-"""What tests of your app, or of your own `BlobStore`, can use: `testing.fixtures` and `testing.blobs`."""
+"""What tests of your app, of your own `BlobStore`, or of anything that awaits can use.
+
+`fixtures` (pytest), `blobs` (what every `BlobStore` must do), `fuzz` (every order of events, by seed).
+"""
