@@ -23,6 +23,7 @@ from PIL import Image
 
 from async_sessions._codec import decode, encode
 from async_sessions._codec.sniff import MEDIA_TYPES, sniff
+from async_sessions._tasks import in_thread
 from async_sessions.errors import ImageRejectedError, StorageError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ async def ingest(
     """
     scanned = {slot: await _scan(source, name, limits, limiter) for slot, source in sources.items()}
     async with budget.lent(sum(scan.pixels for scan in scanned.values())):
-        yield {slot: await anyio.to_thread.run_sync(scan.decode, limiter=limiter) for slot, scan in scanned.items()}
+        yield {slot: await in_thread(scan.decode, limiter) for slot, scan in scanned.items()}
 
 
 async def _scan(source: ImageSource, name: str | None, limits: Limits, limiter: anyio.CapacityLimiter) -> _Scanned:

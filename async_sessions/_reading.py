@@ -18,6 +18,7 @@ import anyio
 from async_sessions import _keys
 from async_sessions._cache import ImageCache, name_of_rendition, view
 from async_sessions._codec import decode, encode
+from async_sessions._tasks import finish_in_thread, in_thread
 from async_sessions.errors import CorruptBlobError, ImageRejectedError
 from async_sessions.records import ImageRecord, OutputRecord
 from async_sessions.renditions import GREY, Colour, Fit, check_fit, draft_size, fit
@@ -125,9 +126,8 @@ class Reader:
         try:
             yield await self._commits.uninterrupted(make)
         finally:
-            with anyio.CancelScope(shield=True):
-                for folder in folders:
-                    await anyio.to_thread.run_sync(shutil.rmtree, folder)
+            for folder in folders:
+                await finish_in_thread(partial(shutil.rmtree, folder))
 
     async def _shared(self, record: ImageRecord) -> Image.Image:
         return await self._cache.get(record.blob, partial(self._load, record))
@@ -137,7 +137,7 @@ class Reader:
         try:
             async with self._budget.lent(decode.peak(record.pixel_count, record.media_type, record.orientation)):
                 load = partial(decode.load, data, record.media_type, verbatim=record.verbatim, at_least=at_least)
-                return await anyio.to_thread.run_sync(load, limiter=self._cpu)
+                return await in_thread(load, self._cpu)
         except ImageRejectedError as error:
             raise CorruptBlobError(f"The blob {record.blob} can't be decoded: {error}") from error
 

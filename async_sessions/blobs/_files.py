@@ -11,10 +11,14 @@ import stat
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from async_sessions import _keys
 from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobInfo, Expect, Expectation
 from async_sessions.errors import InvalidKeyError, StorageError, StorageFullError, VersionConflictError
+
+if TYPE_CHECKING:
+    from io import BufferedReader, BufferedWriter
 
 LOCKS = "locks"
 _OTHERS_CAN_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -127,12 +131,16 @@ def read(path: Path) -> Blob | None:
     return Blob(data, hashlib.sha256(data).hexdigest())
 
 
-def create(temporary: Path) -> int:
-    return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def reader(path: Path) -> BufferedReader:
+    return path.open("rb")
+
+
+def create(temporary: Path) -> BufferedWriter:
+    return open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 def write(temporary: Path, data: bytes | Path) -> str:
-    with open(create(temporary), "wb") as file:
+    with create(temporary) as file:
         if isinstance(data, bytes):
             file.write(data)
             version = hashlib.sha256(data).hexdigest()
