@@ -20,6 +20,7 @@ from async_sessions._codec import decode
 from async_sessions._tasks import Commits
 from async_sessions.testing.cancellation import Run, cancel_everywhere
 from tests.faults import files_below, open_files
+from tests.stage import ACTS, cancel_act
 
 pytestmark = pytest.mark.anyio
 
@@ -188,3 +189,12 @@ async def test_a_cancelled_call_of_a_local_store_has_happened_or_has_not(
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     blobs = LocalBlobStore(tmp_path)
     await cancel_everywhere(partial(act, blobs), check, prepare=prepare)
+
+
+@pytest.mark.parametrize("name", ACTS)
+async def test_a_cancelled_call_has_happened_or_has_not_and_leaves_nothing(
+    tmp_path: Path, name: str, anyio_backend: tuple[str, dict[str, bool]]
+) -> None:
+    """Here at some of the places; `python -m tests.proof cancellations` tries them all."""
+    runs = await cancel_act(tmp_path, name, every=41 if anyio_backend[1]["use_uvloop"] else 17)
+    assert {run.ending for run in runs} == {"returned", "cancelled"}
