@@ -220,6 +220,25 @@ async def test_a_blob_that_is_being_committed_survives_a_sweep_from_the_future()
             assert (await (await fresh.open_by_key(session.key)).retrieve_image("start")).size == RED.size
 
 
+async def test_a_write_to_disk_survives_a_sweep_from_the_future(session_store: SessionStore, session: Session) -> None:
+    gate, started = anyio.Event(), anyio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"half"
+        started.set()
+        await gate.wait()
+        yield b"half"
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(session_store.blobs.put, "blobs/a/b", chunks())
+        await started.wait()
+        await session_store.cleanup(now=session_store.clock() + 2 * HOUR)
+        gate.set()
+    found = await session_store.blobs.get("blobs/a/b")
+    assert found is not None
+    assert found.data == b"halfhalf"
+
+
 async def test_a_cancelled_sweep_has_taken_a_replaced_image_whole_or_not_at_all() -> None:
     async with open_store(FaultyBlobStore(), cleanup_interval=None) as store:
         session = await store.create_session()

@@ -50,6 +50,7 @@ class LocalBlobStore(BlobStore):
         self._threads: RunVar[anyio.CapacityLimiter] = RunVar("async_sessions.blobs.local")
         self._opened = False
         self._folder = Folder(self.root)
+        self._writing: set[str] = set()  # temporary files of writes under way: no sweep of ours may take them
 
     def __repr__(self) -> str:
         return f"LocalBlobStore({str(self.root)!r})"
@@ -76,7 +77,9 @@ class LocalBlobStore(BlobStore):
 
     async def put(self, key: str, data: BlobData, *, expect: Expectation = Expect.ANY) -> str:
         path = self._path(key)
-        temporary = self.root / _keys.TEMPORARY / secrets.token_hex(16)
+        name = _keys.TEMPORARY + secrets.token_hex(16)
+        temporary = self.root / name
+        self._writing.add(name)
         try:
             if isinstance(data, bytes | Path):
                 version = await self._hop(partial(_files.write, temporary, data))
@@ -87,6 +90,8 @@ class LocalBlobStore(BlobStore):
             with contextlib.suppress(OSError):
                 await finish_in_thread(partial(temporary.unlink, missing_ok=True))
             raise
+        finally:
+            self._writing.remove(name)
         return version
 
     async def delete(self, key: str, *, expect: Expectation = Expect.ANY) -> None:
@@ -96,7 +101,8 @@ class LocalBlobStore(BlobStore):
         found = self._folder.walk(_keys.check_prefix(prefix))
         while batch := await self._hop(lambda: list(islice(found, _LISTED_PER_HOP))):
             for info in batch:
-                yield info
+                if info.key not in self._writing:
+                    yield info
 
     def _path(self, key: str) -> Path:
         return self.root / _keys.check_blob_key(key)
