@@ -25,6 +25,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.lowlevel
@@ -37,6 +38,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _SHORTEST_WAIT: Final = 1e-6
+_PACES: Final = math.log(1e-3), 0.0
 _LEAK_PATIENCE: Final = 60.0  # virtual seconds
 
 
@@ -48,8 +50,9 @@ class FuzzLoop(asyncio.SelectorEventLoop):
     """A discrete-event simulation of asyncio.
 
     Whatever is ready waits for a seeded while before it runs, between a microsecond and `longest_wait` seconds, every
-    magnitude as likely as another: so most orders are tried that trio, which promises none, would be free to choose.
-    Time is virtual. It begins at 0 and passes from one event to the next at once: a day of `sleep` costs nothing, and a
+    magnitude as likely as another, and each task has a pace of its own, up to a thousand times that of another: so one
+    may take a hundred steps while another takes one. asyncio promises an order, but trio, for one, does not. Time is
+    virtual. It begins at 0 and passes from one event to the next at once: a day of `sleep` costs nothing, and a
     program that spins while it waits ends up at the end of its wait all the same.
 
     No thread is started. What asyncio, anyio or aiofiles send to a worker thread is called by the loop itself, in one
@@ -64,6 +67,7 @@ class FuzzLoop(asyncio.SelectorEventLoop):
             raise ValueError(f"`longest_wait` is {_SHORTEST_WAIT} s at least, not {longest_wait}.")
         super().__init__()
         self._random = random.Random(seed)
+        self._paces: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
         self._magnitudes = math.log(_SHORTEST_WAIT), math.log(longest_wait)
         self._max_turns = max_turns
         self._turns = 0
@@ -82,7 +86,11 @@ class FuzzLoop(asyncio.SelectorEventLoop):
     def call_soon(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        wait = math.exp(self._random.uniform(*self._magnitudes))
+        owner = getattr(callback, "__self__", None)
+        pace = 1.0
+        if isinstance(owner, asyncio.Task) and (pace := self._paces.get(owner, 0.0)) == 0.0:
+            self._paces[owner] = pace = math.exp(self._random.uniform(*_PACES))
+        wait = pace * math.exp(self._random.uniform(*self._magnitudes))
         return self.call_at(self._now + wait, callback, *args, context=context)
 
     def call_soon_threadsafe(
