@@ -1,10 +1,12 @@
 """`cancel_everywhere`: cancels a coroutine at each of its suspensions, one run per place, and looks what is left.
 
-async def check(run):
-    assert await session.has_image("start")
-    assert limiter.borrowed_tokens == 0
+    async def check(run):
+        assert await session.has_image("start")
+        assert limiter.borrowed_tokens == 0
 
-await cancel_everywhere(lambda: session.store_image(image, "start"), check)
+    await cancel_everywhere(lambda: session.store_image(image, "start"), check)
+
+For asyncio, on its own loop or on uvloop.
 """
 
 from __future__ import annotations
@@ -73,8 +75,8 @@ async def cancel_everywhere(
     once it is cancelled, so that this shows. Any other exception of its own, and what `check` raises, comes out as it
     is. Every error names the place in a note.
 
-    `prepare` is awaited before each run and not cancelled. The event loop is the caller's, of asyncio or uvloop; trio
-    has none of this. Where threads take part, the number of suspensions may vary from run to run.
+    `prepare` is awaited before each run and not cancelled. Where threads take part, the number of suspensions may vary
+    from run to run.
     """
     runs = [await _run(factory, check, prepare, _Tree(None, "before", hold), "task", math.inf, patience)]
     limit = 2 * runs[0].wakeups + _MARGIN

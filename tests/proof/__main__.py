@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 
 from tests import test_processes
+from tests.proof import explorers
 
 
 def kills(root: Path) -> str:
@@ -28,7 +29,7 @@ def two_processes(root: Path) -> str:
     return f"{rounds} x 2 processes x 200 concurrent writes on one session: 0 of {rounds * 400} updates lost"
 
 
-PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "two_processes": two_processes}
+PROOFS: dict[str, Callable[[Path], str]] = {"kills": kills, "two_processes": two_processes, **explorers.PROOFS}
 
 
 def main() -> None:
