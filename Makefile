@@ -45,7 +45,7 @@ clean:  ## remove the environments and what the tools left
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
-# torch first and by number: an index may have a build without CUDA, a tenth as large, and pip takes it only so.
+# torch first and by number, so that what the other packages ask for does not choose its build.
 .venv/dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'

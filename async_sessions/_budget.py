@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 import anyio
-import anyio.to_thread
 import numpy as np
 
+from async_sessions import _tasks
 from async_sessions.errors import ImageRejectedError, OutOfMemoryError
 
 T = TypeVar("T")
@@ -102,12 +102,13 @@ class Loan:
 async def in_thread(call: Callable[[], T], limiter: anyio.CapacityLimiter, *, pixels: int = 0) -> T:
     """Run CPU-bound `call`, which takes up to that many pixels of four bytes, in a worker thread.
 
-    `OutOfMemoryError` where it gets no memory. Of most decoders a file is broken then; so where one is refused, make
+    A cancellation waits for its end, so that whatever was lent for the call can be given back then. `OutOfMemoryError`
+    where it gets no memory. Of most decoders a file is broken then; so where one is refused, make
     sure that there was memory.
     """
     try:
         try:
-            return await anyio.to_thread.run_sync(call, limiter=limiter)
+            return await _tasks.in_thread(call, limiter)
         except ImageRejectedError as error:
             if error.reason in ("corrupt", "truncated"):
                 np.empty(4 * pixels, np.uint8)  # is not touched, so it takes no time

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import replace
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
@@ -42,7 +43,8 @@ _READ: Final = {"WEBP": 4, "AVIF": 3, "HEIF": 3}  # what reading takes, where it
 
 
 class Ingested(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified image. `data` is what is to be stored and `digest` its SHA-256; `image` is upright and loaded.
+    """A verified image. `data` is what is to be stored and `digest` its SHA-256; `image` is upright and loaded,
+    or `None` where there was no room to keep it.
 
     `thumbnail_digest` is the SHA-256 of `thumbnail`. `width` and `height` are those of `image`; `orientation` is the
     EXIF value that `data` still carries. `verbatim`: `data` was checked, but it is still what came, not what a scanner
@@ -52,7 +54,7 @@ class Ingested(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
     digest: str
     media_type: str
-    image: Image.Image
+    image: Image.Image | None
     width: int
     height: int
     mode: str
@@ -90,8 +92,14 @@ async def ingest(
     is their turn, so those of all who wait are in memory.
     """
     scanned = {slot: await _scan(source, name, limits, limiter) for slot, source in sources.items()}
-    async with budget.lent(sum(scan.pixels for scan in scanned.values())):
-        yield {slot: await in_thread(scan.decode, limiter, pixels=scan.pixels) for slot, scan in scanned.items()}
+    wanted = sum(scan.pixels for scan in scanned.values())
+    async with budget.lent(wanted):
+        ingested = {}
+        for slot, scan in scanned.items():
+            ingested[slot] = await in_thread(scan.decode, limiter, pixels=scan.pixels)
+            if wanted > budget.pixels and len(scanned) > 1:  # so one after the other is all that fits
+                ingested[slot] = replace(ingested[slot], image=None)
+        yield ingested
 
 
 async def _scan(source: ImageSource, name: str | None, limits: Limits, limiter: anyio.CapacityLimiter) -> _Scanned:

@@ -216,8 +216,8 @@ class Life:
             raise
         named = manifest.named_blobs()
         for slot, record in records.items():
-            if record.blob in named:
-                self._context.cache.put(record.blob, images[slot].image)
+            if record.blob in named and (image := images[slot].image) is not None:
+                self._context.cache.put(record.blob, image)
         await self.discard(written - named)
         return records
 

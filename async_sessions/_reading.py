@@ -19,8 +19,9 @@ from async_sessions import _keys
 from async_sessions._budget import in_thread
 from async_sessions._cache import ImageCache, name_of_rendition, view
 from async_sessions._codec import decode, encode
+from async_sessions._tasks import finish_in_thread
 from async_sessions.errors import CorruptBlobError, ImageRejectedError
-from async_sessions.records import ImageRecord, OutputRecord
+from async_sessions.records import ImageRecord, Limits, OutputRecord
 from async_sessions.renditions import GREY, Colour, Fit, check_fit, draft_size, fit, fit_pixels
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from async_sessions.blobs.base import BlobStore
 
 _COPIED = ("P", "PA")  # modes of which no view is safe: see `view`
+_LARGEST = Limits().max_pixels  # of a rendition
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png", "image/webp": ".webp", "video/mp4": ".mp4"}
 
 
@@ -66,6 +68,8 @@ class Reader:
 
     async def rendition(self, record: ImageRecord, size: tuple[int, int], mode: Fit, background: Colour) -> Image.Image:
         check_fit(size, mode)
+        if size[0] * size[1] > _LARGEST:
+            raise ValueError(f"A rendition has {_LARGEST:,} pixels at most, not {size[0]} x {size[1]}.")
         at_least = draft_size(record.size, size, mode) if record.media_type == "image/jpeg" else None
         plain = record.mode == "RGB" and not record.has_alpha
         pixels = fit_pixels(record.size, size, plain=plain)
@@ -118,9 +122,8 @@ class Reader:
         try:
             yield await self._commits.uninterrupted(make)
         finally:
-            with anyio.CancelScope(shield=True):
-                for folder in folders:
-                    await anyio.to_thread.run_sync(shutil.rmtree, folder)
+            for folder in folders:
+                await finish_in_thread(partial(shutil.rmtree, folder))
 
     async def _whole(self, key: str, digest: str) -> bytes:
         """A blob of that digest, or of any where it is empty; else `CorruptBlobError`."""

@@ -153,17 +153,24 @@ class Sweep:
         return manifest if self._dry_run else None
 
     async def _retire(self, manifest: Manifest, version: str, retired: tuple[RetiredImage, ...]) -> Manifest:
-        kept = manifest.without_retired(self._now, self._context.lifetime.grace)
-        if not self._dry_run:
-            kept = await self._context.commits.uninterrupted(
-                lambda: self._context.manifests.write(kept, version, used=False)
-            )
+        removals = []
         for each in retired:
             reason = f"replaced or cleared at {each.removed_at:%Y-%m-%d %H:%M:%S}"
-            await self._delete(Removal("image", each.record.blob, reason, each.record.byte_size))
             thumbnail = _keys.thumbnail(each.record.blob)
-            await self._delete(Removal("image", thumbnail, reason, each.record.thumbnail_size))
-        return manifest if self._dry_run else kept
+            removals.append(Removal("image", each.record.blob, reason, each.record.byte_size))
+            removals.append(Removal("image", thumbnail, reason, each.record.thumbnail_size))
+
+        async def retire() -> Manifest:
+            kept = manifest
+            if not self._dry_run:
+                kept = manifest.without_retired(self._now, self._context.lifetime.grace)
+                kept = await self._context.manifests.write(kept, version, used=False)
+            for removal in removals:
+                await self._delete(removal)
+            return kept
+
+        # as one: a sweep that is cancelled in between would leave orphans
+        return await self._context.commits.uninterrupted(retire)
 
     async def _mend_markers(self, manifest: Manifest) -> None:
         """Put back the marker of an unfinished job that lost it: by its marker a dispatcher finds it."""

@@ -1,19 +1,21 @@
-"""Writes that run to their end, the order of writes to a session, and the clock."""
+"""Writes and threads that run to their end, the order of writes to a session, and the clock."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import concurrent.futures
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
+import anyio.to_thread
 
 from async_sessions.errors import StorageError, StoreClosedError
 
 if TYPE_CHECKING:
+    from anyio import CapacityLimiter
     from anyio.abc import TaskGroup
 
 T = TypeVar("T")
@@ -24,6 +26,53 @@ COMMIT_DEADLINE = 60.0  # seconds that a commit may take at all; far below any s
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+async def in_thread(call: Callable[[], T], limiter: CapacityLimiter) -> T:
+    """Run `call` in a worker thread; a cancellation, a native `task.cancel()` too, waits for its end once it has begun.
+
+    `anyio.to_thread.run_sync` leaves the thread to itself when the cancellation is a native one: then whatever cleans
+    up, or gives back what was lent for the call, races it.
+    """
+    running: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def run() -> T:
+        if not running.set_running_or_notify_cancel():
+            raise concurrent.futures.CancelledError
+        try:
+            return call()
+        finally:
+            running.set_result(None)
+
+    try:
+        return await anyio.to_thread.run_sync(run, limiter=limiter)
+    except asyncio.CancelledError:
+        if not running.cancel():
+            await _outlast(asyncio.wrap_future(running))
+        raise
+
+
+async def finish_in_thread(call: Callable[[], object]) -> None:
+    """Run `call`, which is short, in a worker thread whatever happens; then raise a cancellation that arrived."""
+    future = asyncio.get_running_loop().run_in_executor(None, call)
+    cancelled = await _outlast(future)
+    if (error := cancelled or future.exception()) is not None:
+        raise error
+
+
+async def _outlast(future: asyncio.Future[T]) -> asyncio.CancelledError | None:
+    """Wait for `future` through every cancellation, native or of a scope; return the last native one.
+
+    A shielded scope alone does not stop a native one, and a loop without a scope spins under a cancelled one.
+    """
+    cancelled = None
+    with anyio.CancelScope(shield=True):
+        while not future.done():
+            try:
+                await asyncio.wait({future})
+            except asyncio.CancelledError as error:
+                cancelled = error
+    return cancelled
 
 
 class Commits:
@@ -62,10 +111,7 @@ class Commits:
         except asyncio.CancelledError as error:
             cancelled = error
             shield.deadline = min(shield.deadline, anyio.current_time() + deadline)
-        with anyio.CancelScope(shield=True):
-            while not outcome.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait({outcome})
+        await _outlast(outcome)
         if cancelled is not None:
             if not outcome.cancelled():
                 outcome.exception()  # seen, so that asyncio doesn't report it as lost

@@ -27,8 +27,8 @@ def fit(image: Image.Image, size: tuple[int, int], mode: Fit = "cover", backgrou
     """`image` as 8-bit RGB of exactly `size` (width, height), resampled with Lanczos; `image` itself is left alone.
 
     "cover" keeps the ratio and cuts off evenly what is too much, "contain" keeps the ratio and fills what is missing
-    with `background`, "stretch" keeps neither. What is transparent becomes `background`. An ICC profile stays in
-    `info`; the samples are not converted. `ValueError` for a size without pixels or an unknown mode.
+    with `background`, "stretch" keeps neither. What is transparent becomes `background`. An ICC profile of
+    RGB stays in `info`; the samples are not converted. `ValueError` for a size without pixels or an unknown mode.
     """
     check_fit(size, mode)
     shown = displayable(image)
@@ -46,7 +46,8 @@ def fit(image: Image.Image, size: tuple[int, int], mode: Fit = "cover", backgrou
         corner = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
         canvas.paste(small, corner, small if small.mode == "RGBA" else None)
         small = canvas
-    small.info = {name: image.info[name] for name in ("icc_profile",) if name in image.info}
+    profile = image.info.get("icc_profile", b"")
+    small.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
     return small
 
 
@@ -73,7 +74,9 @@ def to_tensor(image: Image.Image, *, pin_memory: bool = False) -> torch.Tensor:
     """
     from async_sessions import _tensor  # needs an extra
 
-    return _tensor.of_rgb(image if image.mode == "RGB" else fit(image, image.size), pinned=pin_memory)
+    if image.mode != "RGB" or image.has_transparency_data:
+        image = fit(image, image.size)
+    return _tensor.of_rgb(image, pinned=pin_memory)
 
 
 def least_size(source: tuple[int, int], size: tuple[int, int], mode: Fit) -> tuple[int, int]:

@@ -62,10 +62,15 @@ class Session:
     ) -> ImageRecord:
         """Keep `image` in `slot`, durably; the one that was there moves to `SessionInfo.recent`.
 
-        `image` is a PIL image, the bytes of a JPEG, PNG or WebP file, a `Path` to one, a uint8 array HxW or HxWxC
-        (C 1, 3 or 4) or uint16 array HxW, or an async iterator of a file's chunks; `ImageRejectedError` says what is
-        wrong with it. Of two calls for one slot, the later call wins, however long its decoding takes. `name` is shown
-        to people and is no path. `RevisionConflictError` if `if_revision` is not the session's revision any more.
+        `image` is a PIL image, the bytes of a JPEG, PNG, WebP, AVIF or (extra `heif`) HEIC file, a `Path` to one, an
+        async iterator of its chunks, a uint8 array HxW or HxWxC (C 1, 3 or 4) or a uint16 array HxW;
+        `ImageRejectedError` says what is wrong with it. PIL's modes 1, L, LA, P, RGB, RGBA and I;16 come back as they
+        are; I;16B and I;16L as I;16, La as LA, PA and RGBa as RGBA, RGBX, YCbCr and CMYK (through its ICC profile) as
+        RGB; others, such as F or HSV, are refused. A file's pixels are stored as they came, but for AVIF and HEIC,
+        which become PNG; a PNG of 16-bit colours comes back rounded to 8 bits.
+
+        Of two calls for one slot, the later call wins, however long its decoding takes. `name` is shown to people and
+        is no path. `RevisionConflictError` if `if_revision` is not the session's revision any more.
         """
         tickets = self._draw([slot])
         async with self._ingest({slot: image}, name) as ingested:
@@ -92,7 +97,10 @@ class Session:
     async def retrieve_rendition(
         self, slot: str, size: tuple[int, int], mode: Fit = "cover", background: Colour = GREY
     ) -> Image.Image:
-        """The image as RGB of exactly that size, see `renditions.fit`; kept in memory as the image itself is."""
+        """The image as RGB of exactly that size, see `renditions.fit`; kept in memory as the image itself is.
+
+        `ValueError` for more than 64 million pixels.
+        """
         reader = self._context.reader
         return await self._retrieve(slot, partial(reader.rendition, size=size, mode=mode, background=background))
 

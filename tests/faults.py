@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import anyio
 
-from async_sessions import Blob, BlobInfo, BlobStore, Expect, MemoryBlobStore, StorageFullError
+from async_sessions import Blob, BlobInfo, BlobStore, Expect, MemoryBlobStore, SessionStore, StorageFullError
 from async_sessions.blobs.base import CHUNK_SIZE, BlobData, Expectation
 
 
@@ -55,3 +56,22 @@ async def keys_of(blobs: BlobStore, prefix: str = "") -> set[str]:
 
 def files_below(root: Path, *names: str) -> list[Path]:
     return sorted(path for path in root.joinpath(*names).rglob("*") if path.is_file())
+
+
+async def named_blobs(store: SessionStore) -> set[str]:
+    """What the manifests name: all that should be below `blobs/`."""
+    manifests = store._context().manifests
+    keys = [key.rpartition("/")[2].removesuffix(".json") for key in await keys_of(store.blobs, "manifests/")]
+    found = [await manifests.read(key) for key in keys]
+    return {name for manifest in found if manifest is not None for name in manifest.named_blobs()}
+
+
+def open_files() -> list[str]:
+    """What this process holds open, by path."""
+    found = []
+    for entry in os.scandir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(entry.path))
+        except FileNotFoundError:
+            continue  # that of the listing itself
+    return found

@@ -333,3 +333,13 @@ async def test_a_webp_counts_four_times_when_it_is_stored() -> None:
 
 async def test_images_of_every_kind_are_stored_at_once_without_a_blocking_call(tmp_path: Path) -> None:
     await stores.store_at_once(tmp_path / "root", stores.sources(1600, 1200), 8)
+
+
+async def test_of_images_that_do_not_fit_together_only_the_files_are_held() -> None:
+    images = {f"slot{number}": Image.new("RGB", (100, 100), (number, 0, 0)) for number in range(5)}
+    async with open_store("memory://", cleanup_interval=None, decode_pixels=20_000) as store:
+        session = await store.create_session()
+        await session.store_images(images)
+        assert store._context().cache.size == 0
+        for slot, image in images.items():
+            assert (await session.retrieve_image(slot)).tobytes() == image.tobytes()

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from async_sessions._cache import ImageCache, view
+from async_sessions.testing.cancellation import Run, cancel_everywhere
 
 pytestmark = pytest.mark.anyio
 
@@ -58,6 +59,30 @@ async def test_a_cancelled_load_is_taken_over_by_a_waiter() -> None:
         await anyio.wait_all_tasks_blocked()
         first.cancel()
     assert len(loads) == 2
+
+
+async def test_a_load_that_is_cancelled_anywhere_is_done_by_the_next_who_asks() -> None:
+    cache = ImageCache(10_000)
+    loads = 0
+
+    async def load() -> Image.Image:
+        nonlocal loads
+        await anyio.lowlevel.checkpoint()
+        loads += 1
+        return Image.new("RGB", (10, 10))
+
+    async def prepare() -> None:
+        nonlocal loads
+        cache.drop("a")
+        loads = 0
+
+    async def check(run: Run) -> None:
+        assert (cache.find("a") is not None) == (loads == 1)
+        with anyio.fail_after(1):
+            await cache.get("a", load)
+        assert loads in (1, 2)
+
+    await cancel_everywhere(lambda: cache.get("a", load), check, prepare=prepare)
 
 
 async def test_each_waiter_gets_an_exception_of_its_own() -> None:

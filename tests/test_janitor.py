@@ -12,8 +12,9 @@ from PIL import Image
 from async_sessions import BlobInfo, JobInfo, LocalBlobStore, Session, SessionNotFoundError, SessionStore, open_store
 from async_sessions._manifest import Lifetime, Manifest
 from async_sessions.janitor import plan_sweep
+from async_sessions.testing.cancellation import Run, cancel_everywhere
 from tests.clock import Clock
-from tests.faults import FaultyBlobStore, files_below, keys_of
+from tests.faults import FaultyBlobStore, files_below, keys_of, named_blobs
 
 pytestmark = pytest.mark.anyio
 
@@ -217,6 +218,41 @@ async def test_a_blob_that_is_being_committed_survives_a_sweep_from_the_future()
             gate.set()
         async with open_store(blobs.inner, cleanup_interval=None) as fresh:
             assert (await (await fresh.open_by_key(session.key)).retrieve_image("start")).size == RED.size
+
+
+async def test_a_write_to_disk_survives_a_sweep_from_the_future(session_store: SessionStore, session: Session) -> None:
+    gate, started = anyio.Event(), anyio.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"half"
+        started.set()
+        await gate.wait()
+        yield b"half"
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(session_store.blobs.put, "blobs/a/b", chunks())
+        await started.wait()
+        await session_store.cleanup(now=session_store.clock() + 2 * HOUR)
+        gate.set()
+    found = await session_store.blobs.get("blobs/a/b")
+    assert found is not None
+    assert found.data == b"halfhalf"
+
+
+async def test_a_cancelled_sweep_has_taken_a_replaced_image_whole_or_not_at_all() -> None:
+    async with open_store(FaultyBlobStore(), cleanup_interval=None) as store:
+        session = await store.create_session()
+
+        async def prepare() -> None:
+            if len(await keys_of(store.blobs, "blobs/")) < 4:
+                await session.store_image(RED, "start")
+                await session.store_image(BLUE, "start")
+
+        async def check(run: Run) -> None:
+            assert await keys_of(store.blobs, "blobs/") == await named_blobs(store)
+
+        later = store.clock() + 2 * HOUR
+        await cancel_everywhere(lambda: store.cleanup(now=later), check, prepare=prepare)
 
 
 async def test_a_session_that_is_used_while_it_is_judged_stays() -> None:

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import threading
-import types
-from collections.abc import Callable, Coroutine, Generator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,6 +36,7 @@ from async_sessions.jobs import (
     run_job,
     terminal_event,
 )
+from async_sessions.testing.cancellation import Run, cancel_everywhere
 from tests.faults import FaultyBlobStore, keys_of
 from tests.steps import StepPipeline
 
@@ -264,56 +262,36 @@ async def test_a_cancelled_run_waits_for_its_thread_and_leaves_the_job_abandoned
     assert [event for event in events if not isinstance(event, Started | Progress)] == [terminal_event(done)]
 
 
-@types.coroutine
-def suspended(coroutine: Coroutine[Any, Any, Any], at: int, then: Callable[[], object]) -> Generator[Any, Any, int]:
-    """Drive `coroutine` and call `then` while it is suspended for the `at`th time; returns how often it was."""
-    count = 0
-    error: BaseException | None = None
-    while True:
-        try:
-            awaited = coroutine.throw(error) if error else coroutine.send(None)
-        except StopIteration:
-            return count
-        if count == at:
-            asyncio.get_running_loop().call_soon(then)
-        count += 1
-        error = None
-        try:
-            yield awaited
-        except BaseException as raised:  # noqa: BLE001 - thrown into the coroutine
-            error = raised
-
-
 async def test_a_run_that_is_cancelled_at_any_point_ends_its_job_once_and_leaves_nothing() -> None:
     async with open_store("memory://", cleanup_interval=None) as store:
-        statuses = []
-        for at in itertools.count():
-            session = await store.create_session()
-            pipeline = StepPipeline()
-            pipeline.make = lambda params, pipeline=pipeline: {"video": pipeline.file(b"film")}  # type: ignore[misc]
-            entry = await accepted(store, session, pipeline)
-            events: list[JobEvent] = []
+        session = await store.create_session()
+        pipeline = StepPipeline()
+        pipeline.make = lambda params: {"video": pipeline.file(b"film")}
+        events: list[JobEvent] = []
+        entries: list[JobInfo] = []
+        statuses: list[str] = []
 
-            async def run() -> int:
-                task = asyncio.current_task()
-                assert task is not None
-                running = run_job(entry.id, store=store, pipelines=[pipeline], emit=events.append)  # noqa: B023
-                return await suspended(running, at, task.cancel)  # noqa: B023
+        async def prepare() -> None:
+            await session.clear_all_images()  # and the last run's job
+            entries.append(await accepted(store, session, pipeline))
+            events.clear()
 
-            task = asyncio.get_running_loop().create_task(run())
-            await asyncio.wait({task})
-            done = (await session.info()).jobs[entry.id]
+        async def check(run: Run) -> None:
+            done = (await session.info()).jobs[entries[-1].id]
             statuses.append(done.status)
             assert [each for each in events if not isinstance(each, Started | Progress)] == [terminal_event(done)]
             assert events[-1] == terminal_event(done)
             assert await keys_of(store.blobs, "queue/") == set()
-            assert not any(file.exists() for file in pipeline.files)
+            assert [file for file in pipeline.files if await anyio.Path(file).exists()] == []
             assert not any(thread.name.startswith("async_sessions-") for thread in threading.enumerate())
-            if not task.cancelled() and task.result() <= at:
-                break
-        assert statuses[0] == "failed"
-        assert statuses[-1] == "succeeded"
-        assert len(statuses) > 10
+
+        await cancel_everywhere(
+            lambda: run_job(entries[-1].id, store=store, pipelines=[pipeline], emit=events.append),
+            check,
+            prepare=prepare,
+            every=3,
+        )
+        assert set(statuses) == {"succeeded", "failed"}
 
 
 async def test_a_flag_that_is_set_before_the_start_keeps_the_pipeline_from_running(

@@ -187,3 +187,19 @@ async def test_a_rendition_goes_with_its_image(session: Session) -> None:
         await stored.rendition((8, 8))
     with pytest.raises(SlotEmptyError):
         await session.retrieve_rendition("start", (8, 8))
+
+
+@pytest.mark.parametrize(("mode", "space"), [("CMYK", b"CMYK"), ("L", b"GRAY")])
+def test_a_profile_of_other_samples_than_rgb_is_dropped(mode: str, space: bytes) -> None:
+    image = Image.new(mode, (8, 8))
+    image.info["icc_profile"] = srgb_profile().replace(b"RGB ", space, 1)
+    assert fit(image, (4, 4)).info == {}
+
+
+@pytest.mark.anyio
+async def test_a_rendition_is_no_larger_than_the_largest_image() -> None:
+    async with open_store("memory://", cleanup_interval=None) as store:
+        session = await store.create_session()
+        await session.store_image(corners(), "start")
+        with pytest.raises(ValueError, match="64,000,000"):
+            await session.retrieve_rendition("start", (30_000, 3_000))

@@ -28,6 +28,14 @@ def test_what_is_transparent_becomes_grey() -> None:
     assert tensor[0, :, 0, 0].tolist() == pytest.approx([sample / 255 for sample in GREY])
 
 
+def test_a_transparent_colour_becomes_grey_too() -> None:
+    image = Image.new("RGB", (2, 2), (1, 2, 3))
+    image.info["transparency"] = (1, 2, 3)
+    tensor = to_tensor(image)
+    assert tensor.shape == (1, 3, 2, 2)
+    assert tensor[0, :, 0, 0].tolist() == pytest.approx([sample / 255 for sample in GREY])
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16"])
 def test_every_mode_has_three_planes(mode: str) -> None:
     assert to_tensor(Image.new(mode, (5, 4))).shape == (1, 3, 4, 5)

@@ -11,11 +11,15 @@ import stat
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from async_sessions import _keys
 from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobInfo, Expect, Expectation
 from async_sessions.errors import InvalidKeyError, StorageError, StorageFullError, VersionConflictError
 from async_sessions.records import MIB
+
+if TYPE_CHECKING:
+    from io import BufferedReader, BufferedWriter
 
 LOCKS = "locks"
 _MIN_FREE = 64 * MIB
@@ -153,12 +157,16 @@ def read(path: Path) -> Blob | None:
     return Blob(data, hashlib.sha256(data).hexdigest())
 
 
-def create(temporary: Path) -> int:
-    return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def reader(path: Path) -> BufferedReader:
+    return path.open("rb")
+
+
+def create(temporary: Path) -> BufferedWriter:
+    return open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
 def write(temporary: Path, data: bytes | Path) -> str:
-    with open(create(temporary), "wb") as file:
+    with create(temporary) as file:
         if isinstance(data, bytes):
             file.write(data)
             version = hashlib.sha256(data).hexdigest()

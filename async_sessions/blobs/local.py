@@ -14,21 +14,24 @@ import random
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from functools import partial
+from io import BufferedReader, BufferedWriter
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-import aiofiles
 import anyio
+from aiofiles.threadpool import wrap
 from anyio.lowlevel import RunVar
 
 from async_sessions import _keys
+from async_sessions._tasks import finish_in_thread, in_thread
 from async_sessions.blobs import _files
 from async_sessions.blobs._files import LOCKS, Folder, if_lock_is_free, in_our_words
 from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobData, BlobInfo, BlobStore, Expect, Expectation
-from async_sessions.errors import LockTimeoutError, StorageError
+from async_sessions.errors import LockTimeoutError
 
 T = TypeVar("T")
+F = TypeVar("F", BufferedReader, BufferedWriter)
 
 _THREADS = 16  # worker threads that one store may occupy in one event loop
 _LISTED_PER_HOP = 1000
@@ -49,6 +52,7 @@ class LocalBlobStore(BlobStore):
         self._threads: RunVar[anyio.CapacityLimiter] = RunVar("async_sessions.blobs.local")
         self._opened = False
         self._folder = Folder(self.root, min_free)
+        self._writing: set[str] = set()  # temporary files of writes under way: no sweep of ours may take them
 
     def __repr__(self) -> str:
         return f"LocalBlobStore({str(self.root)!r})"
@@ -63,7 +67,8 @@ class LocalBlobStore(BlobStore):
         if not await self._hop(path.is_file):
             raise FileNotFoundError(key)
         with in_our_words(self.root):
-            async with aiofiles.open(path, "rb") as file:
+            async with self._file(partial(_files.reader, path)) as opened:
+                file = wrap(opened)
                 await file.seek(start)
                 while size := chunk_size if end is None else max(0, min(chunk_size, end - start)):
                     chunk = await file.read(size)
@@ -74,7 +79,9 @@ class LocalBlobStore(BlobStore):
 
     async def put(self, key: str, data: BlobData, *, expect: Expectation = Expect.ANY) -> str:
         path = self._path(key)
-        temporary = self.root / _keys.TEMPORARY / secrets.token_hex(16)
+        name = _keys.TEMPORARY + secrets.token_hex(16)
+        temporary = self.root / name
+        self._writing.add(name)
         try:
             if isinstance(data, bytes | Path):
                 version = await self._hop(
@@ -84,9 +91,11 @@ class LocalBlobStore(BlobStore):
                 version = await self._write_chunks(temporary, data)
             await self._guarded(key, expect, partial(self._folder.publish, temporary, path))
         except BaseException:
-            with anyio.CancelScope(shield=True), contextlib.suppress(StorageError):
-                await self._hop(partial(temporary.unlink, missing_ok=True))
+            with contextlib.suppress(OSError):
+                await finish_in_thread(partial(temporary.unlink, missing_ok=True))
             raise
+        finally:
+            self._writing.remove(name)
         return version
 
     async def delete(self, key: str, *, expect: Expectation = Expect.ANY) -> None:
@@ -96,7 +105,8 @@ class LocalBlobStore(BlobStore):
         found = self._folder.walk(_keys.check_prefix(prefix))
         while batch := await self._hop(lambda: list(islice(found, _LISTED_PER_HOP))):
             for info in batch:
-                yield info
+                if info.key not in self._writing:
+                    yield info
 
     def _path(self, key: str) -> Path:
         return self.root / _keys.check_blob_key(key)
@@ -119,7 +129,7 @@ class LocalBlobStore(BlobStore):
                     self._opened = False  # the root may have been removed: the next call makes it anew
                     raise
 
-        return await anyio.to_thread.run_sync(opened, limiter=threads)
+        return await in_thread(opened, threads)
 
     async def _guarded(self, key: str, expect: Expectation, call: Callable[[Expectation], None]) -> None:
         """Run `call`, under the key's lock if it is conditional; a busy lock is waited for without a thread."""
@@ -138,10 +148,8 @@ class LocalBlobStore(BlobStore):
 
     async def _write_chunks(self, temporary: Path, chunks: AsyncIterable[bytes]) -> str:
         digest = hashlib.sha256()
-        fd = await self._hop(partial(_files.create, temporary))
-        with in_our_words(self.root):
-            file = await aiofiles.open(fd, "wb")
-        try:
+        async with self._file(partial(_files.create, temporary)) as opened:
+            file = wrap(opened)
             async for chunk in chunks:  # a failure of theirs is not the storage's
                 await self._hop(partial(self._folder.check_room, len(chunk)))
                 await self._hop(partial(digest.update, chunk))
@@ -149,8 +157,17 @@ class LocalBlobStore(BlobStore):
                     await file.write(chunk)
             with in_our_words(self.root):
                 await file.flush()
-            await self._hop(partial(os.fsync, fd))
-        finally:
-            with anyio.CancelScope(shield=True), in_our_words(self.root):
-                await file.close()
+            await self._hop(partial(os.fsync, opened.fileno()))
         return digest.hexdigest()
+
+    @contextlib.asynccontextmanager
+    async def _file(self, make: Callable[[], F]) -> AsyncIterator[F]:
+        """The file that `make` opens in a thread; it is closed however a cancellation falls."""
+        files: list[F] = []
+        try:
+            await self._hop(lambda: files.append(make()))
+            yield files[0]
+        finally:
+            with in_our_words(self.root):
+                for file in files:
+                    await finish_in_thread(file.close)

@@ -5,4 +5,7 @@
 - `faults`: blob stores that are slow, that fail, that count
 - `blobs`, `races`: the conformance tests of a blob store (pytest)
 - `machine`: a state machine that drives one (hypothesis)
+- `fuzz`: an event loop that tries every order of events, by seed
+- `cancellation`: a cancellation at every suspension
+- `power`: a power cut at every step
 """

@@ -13,7 +13,7 @@ import anyio
 
 from async_sessions.records import MIB
 from tests import bounds, linear, test_processes
-from tests.proof import devices
+from tests.proof import devices, explorers, soak
 from tests.proof.damage import damage
 from tests.proof.fuzz import fuzz
 from tests.proof.stores import stores
@@ -71,6 +71,10 @@ PROOFS: dict[str, Callable[[Path], str]] = {
     "read_only": _awaited(devices.read_only),
     "few_files": _awaited(devices.few_files),
     "somebody_elses": _awaited(devices.somebody_elses),
+    "sweeps": _awaited(soak.sweeps),
+    "locks": _awaited(soak.locks),
+    "memory": soak.memory,
+    **explorers.PROOFS,
 }
 
 

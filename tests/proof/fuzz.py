@@ -24,6 +24,7 @@ _HANG = 20.0  # seconds without another file
 def fuzz(folder: Path, *, seconds: int = 60) -> str:
     """What came of it, in a process of its own; `AssertionError` for the file that was too much for it."""
     progress, before = folder / "progress", ""
+    progress.touch()
     command = [
         sys.executable,
         "-W",
