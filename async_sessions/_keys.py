@@ -81,6 +81,10 @@ def check_slot(slot: str) -> str:
     return slot
 
 
+def is_segment(name: str) -> bool:
+    return _SEGMENT.fullmatch(name) is not None
+
+
 def check_blob_key(key: str) -> str:
     """Raise `InvalidKeyError` unless every segment of `key` is a plain name."""
     if not all(_SEGMENT.fullmatch(segment) for segment in key.split("/")):

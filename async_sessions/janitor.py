@@ -104,7 +104,8 @@ class Janitor:
         await sweep.room(wanted)
         if not dry_run:
             self._context.used = sweep.total_bytes
-            self._due = {key: seen for key, seen in self._due.items() if key in present}
+            for key in self._due.keys() - present:
+                del self._due[key]
         report = sweep.report(len(present))
         if report.removed or report.problems:
             _logger.info("swept: %d removed, %d problems", len(report.removed), len(report.problems))

@@ -18,6 +18,8 @@ from msgspec.structs import replace
 from PIL import Image
 
 from async_sessions import JobInfo, Session, SessionNotFoundError, SessionStore, open_store
+from async_sessions._tasks import finish_in_thread
+from async_sessions.bundle import export_session, import_session, stream_session
 from async_sessions.testing.cancellation import Run, cancel_everywhere
 from tests.clock import Clock
 from tests.faults import files_below, keys_of, named_blobs, open_files
@@ -38,6 +40,28 @@ async def _chunks(data: bytes) -> AsyncIterator[bytes]:
     yield data[:20]
     await anyio.lowlevel.checkpoint()
     yield data[20:]
+
+
+async def _export_session(stage: Stage) -> None:
+    target = stage.scratch / "bundle.zip"
+    try:
+        await export_session(stage.session, target, jobs=True)
+    finally:
+        await finish_in_thread(
+            partial(target.unlink, missing_ok=True)
+        )  # whole, or not there; what is left beside it is a leak
+
+
+async def _import_session(stage: Stage) -> None:
+    await import_session(stage.store, await bundle())
+
+
+async def bundle() -> bytes:
+    """The ZIP of a session with two images."""
+    async with open_store("memory://", cleanup_interval=None) as store:
+        session = await store.create_session(model="b")
+        await session.store_images({"start": PINK, "end": BLUE})
+        return b"".join([chunk async for chunk in stream_session(session)])
 
 
 async def _drain(stream: AsyncIterator[object]) -> None:
@@ -226,6 +250,11 @@ ACTS: dict[str, Act] = {
     "generation_request": lambda stage: stage.session.generation_request("p"),
     "cleanup of a replaced image": lambda stage: stage.store.cleanup(now=stage.clock.now + 2 * HOUR),
     "cleanup of a session": lambda stage: stage.store.cleanup(now=stage.clock.now + 100 * HOUR),
+    "stats": lambda stage: stage.store.stats(),
+    "verify": lambda stage: stage.store.verify(repair=True),
+    "stream_session": lambda stage: _drain(stream_session(stage.session, jobs=True)),
+    "export_session": _export_session,
+    "import_session": _import_session,
 }
 
 

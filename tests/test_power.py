@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from async_sessions import Session, SessionNotFoundError, SessionStore, open_store
+from async_sessions.bundle import import_session
 from async_sessions.testing.power import Acknowledge, PowerCuts, power_cuts
 from tests.faults import files_below, keys_of, named_blobs
+from tests.stage import bundle
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
@@ -117,6 +119,28 @@ async def test_a_power_cut_loses_nothing_that_was_acknowledged(name: str) -> Non
 
 async def test_a_power_cut_loses_nothing_of_the_next_life_of_a_session() -> None:
     await check_cuts(STEPS["delete"], STEPS["store"]._replace(content={"end": BLUE.size}))
+
+
+async def test_a_power_cut_leaves_all_of_an_import_or_nothing() -> None:
+    source = await bundle()
+
+    async def operation(root: Path, acknowledge: Acknowledge) -> None:
+        async with open_store(root, cleanup_interval=None) as store:
+            await import_session(store, source)
+            await acknowledge("imported")
+
+    async def check(root: Path, acknowledged: Sequence[Any]) -> None:
+        with mock.patch.object(os, "fsync"):
+            async with open_store(root, cleanup_interval=None) as store:
+                assert await content_of(store) == OLD
+                found = [info async for info in store.sessions()]
+                assert len(found) == 2 if acknowledged else len(found) in (1, 2)
+                for info in found:
+                    session = await store.open_by_key(info.key)
+                    for slot, record in info.images.items():
+                        assert (await session.retrieve_image(slot)).size == record.size
+
+    assert (await power_cuts(operation, check, prepare=prepare)).states > 5
 
 
 async def test_a_power_cut_loses_nothing_of_two_writes_at_once() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from async_sessions import _keys
 from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobInfo, Expect, Expectation
-from async_sessions.errors import InvalidKeyError, StorageError, StorageFullError, VersionConflictError
+from async_sessions.errors import StorageError, StorageFullError, VersionConflictError
 from async_sessions.records import MIB
 
 if TYPE_CHECKING:
@@ -119,16 +119,18 @@ class Folder:
             except FileNotFoundError:
                 continue
             for entry in entries:
+                if not _keys.is_segment(entry.name):
+                    continue  # .DS_Store, .nfs0001: not ours
                 key = below + entry.name
                 if entry.is_dir(follow_symlinks=False):
                     if below or entry.name not in (LOCKS, _keys.TEMPORARY[:-1]):
                         todo.append(f"{key}/")
                     continue
-                if not _is_key(key):
-                    continue  # .DS_Store, .nfs0001: not ours
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     found = entry.stat(follow_symlinks=False)
-                    yield BlobInfo(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
+                except FileNotFoundError:
+                    continue
+                yield BlobInfo(key, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
 
 @contextlib.contextmanager
@@ -220,11 +222,3 @@ def _check(path: Path, expect: Expectation) -> None:
         return
     if found is None or found.version != expect:
         raise VersionConflictError(f"{path.name} was changed by somebody else.")
-
-
-def _is_key(name: str) -> bool:
-    try:
-        _keys.check_blob_key(name)
-    except InvalidKeyError:
-        return False
-    return True
