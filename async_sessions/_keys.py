@@ -53,11 +53,15 @@ def new_session_id() -> str:
 
 
 def key_of_id(session_id: str) -> str:
-    return hashlib.sha256(f"id:{session_id}".encode()).hexdigest()[:32]
+    return _hashed(f"id:{session_id}")[:32]
 
 
 def key_of_identity(identity: str) -> str:
-    return hashlib.sha256(f"identity:{identity}".encode()).hexdigest()[:32]
+    return _hashed(f"identity:{identity}")[:32]
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()  # a client may send half a pair
 
 
 def new_incarnation() -> str:
@@ -148,7 +152,7 @@ def is_reason(quarantined: str) -> bool:
 def job_hex(idempotency_key: str | None) -> str:
     if idempotency_key is None:
         return secrets.token_hex(8)
-    return hashlib.sha256(f"job:{idempotency_key}".encode()).hexdigest()[:16]
+    return _hashed(f"job:{idempotency_key}")[:16]
 
 
 def job_id(session_key: str, name: str) -> str:
