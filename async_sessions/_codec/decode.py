@@ -48,6 +48,8 @@ _GAP: Final = 2.0  # how much larger than its result an image is at least that w
 _STRIP: Final = MIB  # bytes that are converted at a time
 _PROFILE_BYTES: Final = 16 * KIB  # a larger colour profile is not worth its place in a thumbnail
 
+_START_OF_SCAN: Final = b"\xff\xda"
+
 # Blocks of rubbish for whichever restart interval the decoder is in.
 _RUBBISH: Final = hashlib.sha512(b"rubbish").digest().replace(b"\xff", b"\xfe")
 _MORE: Final = b"".join([_RUBBISH, *(bytes([0xFF, 0xD0 + number]) + _RUBBISH for number in range(8))])
@@ -75,7 +77,9 @@ def decode(rebuilt: Rebuilt, form: str) -> Image.Image:
     """Every pixel of a checked file, upright.
 
     Known limit: of a JPEG that was cut and given an end, what is missing is missed where it is less than a block, or
-    only makes finer what a scan of a progressive file has drawn before.
+    only makes finer what a scan of a progressive file has drawn before. Whatever one scan of a channel draws first is
+    asked for, which costs two drafts of an eighth of the size where the image ends in mid-grey or comes channel by
+    channel.
     """
     image = _decode(rebuilt.data, form, check_end=True)
     if form not in MEDIA_TYPES:  # turned or cut as its container says, so it may be smaller but not larger
@@ -158,7 +162,7 @@ def _decode(data: bytes, form: str, at_least: tuple[int, int] | None = None, *, 
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             image.draft(None, at_least[::-1] if turned else at_least)
         image.load()
-        if check_end and form == "JPEG" and _ends_in_grey(image) and _is_cut(data):
+        if check_end and form == "JPEG" and _is_cut(data, image):
             raise truncated(form)
         if form == "PNG" and deep.is_deep(data):
             deep.round_samples(image, PngImageFile(io.BytesIO(data)), data[25])
@@ -186,16 +190,29 @@ def _opened(data: bytes, form: str) -> Image.Image:
     return image
 
 
+def _is_cut(data: bytes, image: Image.Image) -> bool:
+    """Whether the last scan of a checked JPEG lacks blocks, for which libjpeg puts mid-grey and does no more than warn.
+
+    A whole scan has no room for more: what follows it is ignored, else it is taken for blocks.
+    """
+    start = data.rindex(_START_OF_SCAN) + 4
+    channels = data[start]
+    first, _, approximation = data[start + 1 + 2 * channels : start + 4 + 2 * channels]
+    if first or approximation >> 4:
+        return False  # it only makes finer what other scans have drawn
+    if channels == len(image.getbands()) and not _ends_in_grey(image):
+        return False
+    try:
+        more = _drafted(data[:-2].rstrip(b"\xff") + _MORE + data[-2:])
+    except PILLOW_ERRORS:
+        return False  # the fault is ours: without rubbish it was decoded
+    return more != _drafted(data)
+
+
 def _ends_in_grey(image: Image.Image) -> bool:
-    """Whether the last block of a JPEG is mid-grey: as is what libjpeg puts, with no more than a warning, for none."""
     corner = image.crop(((image.width - 1) // 8 * 8, (image.height - 1) // 8 * 8, *image.size))
     shades = corner.tobytes() if image.mode == "CMYK" else corner.convert("L").tobytes()  # the colour may have bled in
     return min(shades) >= 126 and max(shades) <= 129
-
-
-def _is_cut(data: bytes) -> bool:
-    """Whether a checked JPEG has room for more: what follows a whole image is ignored, else it is taken for blocks."""
-    return _drafted(data) != _drafted(data[:-2] + _MORE + data[-2:])
 
 
 def _drafted(data: bytes) -> bytes:

@@ -181,6 +181,12 @@ REFUSED: dict[str, Refused] = {
 }  # fmt: skip
 
 
+def _ending_in_grey() -> Image.Image:
+    image = photograph(64, 48)
+    image.paste((128, 128, 128), (0, 24, 64, 48))
+    return image
+
+
 def _large() -> bytes:
     return encoded(Image.new("L", (8000, 8000)), "JPEG", progressive=True)
 
@@ -217,6 +223,11 @@ TAKEN: dict[str, Make] = {
     "its height again behind the scan": lambda: SMALL[:-2] + segment(0xDC, struct.pack(">H", 48)) + b"\xff\xd9",
     "a profile in three parts": lambda: encoded(photograph(65, 49), "JPEG", icc_profile=srgb_profile() * 300),
     "the standard Huffman tables left out": lambda: jpeg_of([part for part in jpeg_segments(SMALL) if part[0] != 0xC4]),
+    "grey at its end and fill bytes behind": lambda: encoded(_ending_in_grey(), "JPEG")[:-2] + b"\xff\xff\xff\xd9",
+    "grey at its end, progressive, and fill bytes behind": lambda: (
+        encoded(_ending_in_grey(), "JPEG", progressive=True)[:-2] + b"\xff\xff\xd9"
+    ),
+    "grey and a scan for each channel": lambda: jpeg_in_scans(photograph(65, 49).convert("L")),
     "a scan for each channel": lambda: jpeg_in_scans(photograph(65, 49)),
     "CMYK through its profile": lambda: encoded(photograph(65, 49).convert("CMYK"), "JPEG", icc_profile=cmyk_profile()),
     "CMYK as YCCK": lambda: encoded(photograph(65, 49).convert("CMYK"), "JPEG").replace(
