@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from async_sessions._codec import bmff, deep, jpeg, png, webp
-from async_sessions._codec.base import truncated
+from async_sessions._codec.base import icc_profile, truncated
 from async_sessions._codec.modes import displayable, storable
 from async_sessions._codec.sniff import HEIF_EXTRA, MEDIA_TYPES
 from async_sessions.errors import ImageRejectedError
@@ -138,8 +138,8 @@ def thumbnail(image: Image.Image) -> bytes:
         small = _reduced(image, factor).resize(size, Image.Resampling.LANCZOS, box)
     if small.mode == "CMYK":
         small = displayable(small)
-    profile = image.info.get("icc_profile", b"")
-    if profile[16:20] != b"RGB " or len(profile) > _PROFILE_BYTES:
+    profile = icc_profile(image.info.get("icc_profile"), b"RGB ")
+    if len(profile) > _PROFILE_BYTES:
         profile = b""
     written = io.BytesIO()
     small.save(written, "WEBP", quality=_QUALITY, method=_EFFORT, icc_profile=profile)

@@ -16,7 +16,7 @@ import numpy as np
 from isal import isal_zlib
 
 from async_sessions._codec.filters import AVERAGE, NONE, PAETH, SUB, UP, Strip
-from async_sessions._codec.png import SIGNATURE
+from async_sessions._codec.png import SIGNATURE, profile_body
 from async_sessions.records import KIB
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def write(image: Image.Image) -> bytes:
     file = io.BytesIO()  # joining parts would hold all of them twice
     file.writelines([SIGNATURE, *_chunk(b"IHDR", header)])
     if profile := image.info.get("icc_profile"):
-        file.writelines(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile)))
+        file.writelines(_chunk(b"iCCP", profile_body(profile)))
     if colours:
         file.writelines(_chunk(b"PLTE", bytes(image.getpalette() or ())[: 3 * colours].ljust(3 * colours, b"\0")))
     if transparency := _transparency(image, colours):

@@ -67,6 +67,9 @@ def _without(marker: int) -> bytes:
     return jpeg_of([part for part in jpeg_segments(SMALL) if part[0] != marker])
 
 
+_BARE = _without(0xE0)
+
+
 def _ends() -> Iterator[tuple[str, int]]:
     position = 2
     for marker, body in jpeg_segments(_WHOLE):
@@ -221,7 +224,7 @@ TAKEN: dict[str, Make] = {
     "16,384 pixels wide": lambda: encoded(Image.new("L", (16_384, 1)), "JPEG"),
     "fill bytes before its markers": lambda: SMALL[:2] + b"\xff\xff\xff" + SMALL[2:-2] + b"\xff\xff\xff\xd9",
     "its height again behind the scan": lambda: SMALL[:-2] + segment(0xDC, struct.pack(">H", 48)) + b"\xff\xd9",
-    "a profile in three parts": lambda: encoded(photograph(65, 49), "JPEG", icc_profile=srgb_profile() * 300),
+    "a profile in three parts": lambda: encoded(photograph(65, 49), "JPEG", icc_profile=srgb_profile(180_000)),
     "the standard Huffman tables left out": lambda: jpeg_of([part for part in jpeg_segments(SMALL) if part[0] != 0xC4]),
     "grey at its end and fill bytes behind": lambda: encoded(_ending_in_grey(), "JPEG")[:-2] + b"\xff\xff\xff\xd9",
     "grey at its end, progressive, and fill bytes behind": lambda: (
@@ -265,5 +268,10 @@ CLEANED: dict[str, Make] = {
 }
 
 FORGIVEN: dict[str, Forgiven] = {
+    "a note for a profile": (lambda: after_soi(segment(0xE2, b"ICC_PROFILE\0\1\1" + 99 * NOTE)), SMALL),
+    "a note behind its profile": (
+        lambda: after_soi(segment(0xE2, b"ICC_PROFILE\0\1\1" + srgb_profile() + NOTE), _BARE),
+        after_soi(segment(0xE2, b"ICC_PROFILE\0\1\1" + srgb_profile()), _BARE),
+    ),
     "EXIF of 65,535 entries": (lambda: after_soi(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")), SMALL),
 }
