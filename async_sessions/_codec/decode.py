@@ -222,7 +222,10 @@ def _drafted(data: bytes) -> bytes:
 
 
 def _mend_transparency(image: Image.Image, *, depth: int) -> None:
-    """Pillow scales samples to 8 bits, but not the transparent sample that it is to compare them with."""
+    """Pillow scales samples to 8 bits, but not the transparent sample that it is to compare them with.
+
+    Known limit: of RGB with 16 bits a sample, whatever is the transparent colour in 8 bits is transparent.
+    """
     match image.mode, image.info.get("transparency"):
         case "L", int(grey) if depth in (2, 4):
             image.info["transparency"] = grey * 255 // (2**depth - 1)
