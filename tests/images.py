@@ -138,9 +138,10 @@ def jpeg_with_exif(orientation: int = 6, gps: bool = True, image: Image.Image | 
     return encoded(turned(image, orientation), "JPEG", **{"quality": 90, "exif": block, **options})
 
 
-def srgb_profile() -> bytes:
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return profile[:24] + bytes(12) + profile[36:]  # without the second in which it was made
+def srgb_profile(size: int = 0) -> bytes:
+    """With zeros at its end where it is to be larger than it needs to be."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes().ljust(size, b"\0")
+    return struct.pack(">I", len(profile)) + profile[4:24] + bytes(12) + profile[36:]  # not the second it was made in
 
 
 def cmyk_profile() -> bytes:

@@ -153,7 +153,7 @@ def test_a_thumbnail_keeps_the_ratio_and_never_enlarges(size: tuple[int, int], e
 
 def test_a_thumbnail_keeps_a_small_colour_profile_only() -> None:
     image = photograph(640, 400)
-    for profile, kept in ((srgb_profile(), True), (srgb_profile() + bytes(100_000), False), (bytes(500), False)):
+    for profile, kept in ((srgb_profile(), True), (srgb_profile(100_000), False), (bytes(500), False)):
         image.info["icc_profile"] = profile
         with Image.open(io.BytesIO(decode.thumbnail(image))) as small:
             assert ("icc_profile" in small.info) == kept
@@ -246,13 +246,22 @@ def test_a_profile_is_kept_where_it_describes_the_pixels() -> None:
     assert _stored(image).info["icc_profile"] == srgb_profile()
     assert _stored(image.quantize(16)).info.get("icc_profile") in (None, srgb_profile())
     assert "icc_profile" not in _stored(image.convert("L")).info
-    image.info["icc_profile"] = b"\0" * 16 + b"CMYK" + b"\0" * 200  # as `Image.open(cmyk).convert("RGB")` leaves it
+    image.info["icc_profile"] = cmyk_profile()  # as `Image.open(cmyk).convert("RGB")` leaves it
     assert "icc_profile" not in _stored(image).info
+
+
+def test_of_what_pillow_calls_a_profile_only_a_profile_is_kept() -> None:
+    image = photograph(64, 40)
+    image.info["icc_profile"] = srgb_profile() + b"hidden"
+    assert _stored(image).info["icc_profile"] == srgb_profile()
+    for none in (bytes(16) + b"RGB " + b"hidden" * 99, srgb_profile()[:-1], bytes(4) + srgb_profile()[4:], "hidden"):
+        image.info["icc_profile"] = none
+        assert "icc_profile" not in _stored(image).info
 
 
 def test_a_profile_that_could_not_be_read_back_is_refused() -> None:
     image = photograph(64, 40)
-    image.info["icc_profile"] = srgb_profile() + bytes(2_000_000)
+    image.info["icc_profile"] = srgb_profile(2_000_000)
     with pytest.raises(ImageRejectedError) as caught:
         encode.png(encode.upright_copy(image, LIMITS))
     assert caught.value.reason == "metadata_bomb"

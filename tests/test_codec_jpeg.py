@@ -15,6 +15,7 @@ from tests.images import (
     corners,
     encoded,
     exif,
+    jpeg_in_scans,
     jpeg_of,
     jpeg_segments,
     jpeg_with_exif,
@@ -52,6 +53,15 @@ def test_a_jpeg_that_was_cut_and_given_an_end_is_truncated(case: str) -> None:
     cuts = [scan + (len(data) - scan) * share // 100 for share in (10, 50, 90, 99)]
     cuts += [place for place in (data.rfind(b"\xff\xd3"), data.rfind(b"\xff\xd3") + 2) if place > scan]
     for cut in cuts:
+        assert refusal(data[:cut].rstrip(b"\xff") + b"\xff\xd9") == "truncated"
+
+
+def test_a_jpeg_in_several_scans_that_lacks_some_of_its_last_colour_is_truncated() -> None:
+    data = jpeg_in_scans(photograph(653, 477))
+    last = data.rindex(SCAN)
+    assert refusal(data) is None
+    for share in (50, 70, 90, 97):
+        cut = last + (len(data) - last) * share // 100
         assert refusal(data[:cut].rstrip(b"\xff") + b"\xff\xd9") == "truncated"
 
 
@@ -116,7 +126,7 @@ def test_what_lies_between_or_behind_the_scans_is_not_kept() -> None:
 
 
 def test_a_profile_with_a_part_missing_is_not_kept() -> None:
-    data = encoded(photograph(65, 49), "JPEG", icc_profile=srgb_profile() * 300)
+    data = encoded(photograph(65, 49), "JPEG", icc_profile=srgb_profile(180_000))
     segments = jpeg_segments(data)
     part = next(part for part in segments if part[1].startswith(b"ICC_PROFILE\0\2"))
     rebuilt, image = take(jpeg_of([each for each in segments if each != part]))

@@ -75,7 +75,7 @@ def test_what_lies_behind_the_compressed_rows_is_not_kept() -> None:
 def test_what_is_needed_to_show_the_pixels_is_kept() -> None:
     chunks = [
         (b"cICP", bytes([12, 13, 0, 1])),
-        (b"iCCP", b"profile\0\0" + zlib.compress(srgb_profile())),
+        (b"iCCP", b"ICC Profile\0\0" + zlib.compress(srgb_profile())),
         (b"gAMA", struct.pack(">I", 45455)),
         (b"cHRM", bytes(32)),
         (b"sBIT", b"\x08\x08\x08"),

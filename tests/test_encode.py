@@ -176,6 +176,19 @@ def _gradient(name: str) -> Image.Image:
     return Image.fromarray(np.stack(bands, 2).astype(np.uint8))
 
 
+def _tiles(side: int) -> Image.Image:
+    """A square of noise, repeated."""
+    tile = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+    return Image.fromarray(np.tile(tile, (1088 // side, 1920 // side, 1))[:1080])
+
+
+def _rings() -> Image.Image:
+    """A zone plate: rings that get finer up to two pixels."""
+    across, down = np.meshgrid(np.arange(1920) - 960, np.arange(1080) - 540)
+    rings = np.sin((across**2 + down**2) * np.pi / 1920)
+    return Image.merge("RGB", [Image.fromarray((127.5 * (1 + rings)).astype(np.uint8))] * 3)
+
+
 SIZES: dict[str, tuple[Any, float, int]] = {  # how to make the image; how many times as large, or by how much larger
     "astronaut": (lambda: by_pillow(photo("astronaut.png")), 1.2, 0),
     "chelsea": (lambda: by_pillow(photo("chelsea.png")), 1.2, 0),
@@ -189,6 +202,11 @@ SIZES: dict[str, tuple[Any, float, int]] = {  # how to make the image; how many 
     "checks": (partial(_gradient, "checks"), 1, 128 * KIB),
     "text": (_drawing, 1, 128 * KIB),
     "four colours": (lambda: photograph(1920, 1080).quantize(4), 1, 128 * KIB),
+    "a tile of noise, 16 x 16": (partial(_tiles, 16), 1, 128 * KIB),
+    "a tile of noise, 64 x 64": (partial(_tiles, 64), 1, 128 * KIB),
+    "noise in black and white, as RGB": (lambda: noise("1", 1920, 1080).convert("RGB"), 1, 128 * KIB),
+    "a dithered page, as RGB": (lambda: photograph(1920, 1080).convert("1").convert("RGB"), 1, 128 * KIB),
+    "rings": (_rings, 1, 128 * KIB),
     "black and white": (lambda: photograph(1920, 1080).convert("1"), 1, 128 * KIB),
 }
 

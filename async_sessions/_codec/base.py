@@ -1,7 +1,8 @@
-"""What the scanners share: the file they hand back, the bounds they keep, and the one EXIF tag that survives.
+"""What the scanners share: the file they hand back, the bounds they keep, and what survives of EXIF and ICC profiles.
 
 A scanner walks the structure of a file without decoding it and writes it again from the parts that an image needs. So a
-decoder sees only what was understood, and no byte is kept that nobody looked at.
+decoder sees only what was understood. What it copies as it came is tables, compressed pixels and the inside of an ICC
+profile. Their structure was checked but not every byte, and some bytes there show nothing (each scanner says which).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ MAX_CHUNKS: Final = 20_000
 
 _ORIENTATION_TAG: Final = 0x0112
 _SHORT: Final = 3
+_PROFILE_HEADER: Final = 128  # bytes
 
 
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +64,17 @@ def truncated(kind: str) -> ImageRejectedError:
 
 def corrupt(kind: str, what: str) -> ImageRejectedError:
     return ImageRejectedError("corrupt", f"The {kind} file is damaged: {what}.")
+
+
+def icc_profile(found: object, space: bytes = b"") -> bytes:
+    """The ICC profile at the start of these bytes, of the size that it states, or nothing where there is none.
+
+    With `space`, such as `b"RGB "`, nothing where it is for pixels of another kind. The layout is that of ICC.1, 7.2.
+    """
+    if not isinstance(found, bytes) or found[36:40] != b"acsp" or not found[16:20].startswith(space):
+        return b""
+    size = int.from_bytes(found[:4])
+    return found[:size] if _PROFILE_HEADER <= size <= len(found) else b""
 
 
 def read_orientation(tiff: bytes) -> int:

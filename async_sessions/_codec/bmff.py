@@ -146,9 +146,8 @@ def _bodies(iloc: memoryview, view: memoryview, idat: memoryview, form: str) -> 
     first, second = reader.take(1), reader.take(1)
     offset_size, length_size, base_size = first >> 4, first & 15, second >> 4
     index_size = second & 15 if version in (1, 2) else 0
-    places = itertools.count(
-        1
-    )  # of all items together: where every field is stated as of no size, a place takes no bytes
+    # Of all items together: where every field is stated as of no size, a place takes no bytes.
+    places = itertools.count(1)
     for _ in range(reader.take(2 if version < 2 else 4)):
         check_metadata(0, next(places))
         item = reader.take(2 if version < 2 else 4)

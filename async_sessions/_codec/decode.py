@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from async_sessions._codec import bmff, deep, jpeg, png, webp
-from async_sessions._codec.base import truncated
+from async_sessions._codec.base import icc_profile, truncated
 from async_sessions._codec.modes import displayable, storable
 from async_sessions._codec.sniff import HEIF_EXTRA, MEDIA_TYPES
 from async_sessions.errors import ImageRejectedError
@@ -47,6 +47,8 @@ _EFFORT: Final = 2  # of WebP's 0 to 6; 4, its default, takes 4 ms longer for 2 
 _GAP: Final = 2.0  # how much larger than its result an image is at least that was shrunk roughly first
 _STRIP: Final = MIB  # bytes that are converted at a time
 _PROFILE_BYTES: Final = 16 * KIB  # a larger colour profile is not worth its place in a thumbnail
+
+_START_OF_SCAN: Final = b"\xff\xda"
 
 # Blocks of rubbish for whichever restart interval the decoder is in.
 _RUBBISH: Final = hashlib.sha512(b"rubbish").digest().replace(b"\xff", b"\xfe")
@@ -75,7 +77,9 @@ def decode(rebuilt: Rebuilt, form: str) -> Image.Image:
     """Every pixel of a checked file, upright.
 
     Known limit: of a JPEG that was cut and given an end, what is missing is missed where it is less than a block, or
-    only makes finer what a scan of a progressive file has drawn before.
+    only makes finer what a scan of a progressive file has drawn before. Whatever one scan of a channel draws first is
+    asked for, which costs two drafts of an eighth of the size where the image ends in mid-grey or comes channel by
+    channel.
     """
     image = _decode(rebuilt.data, form, check_end=True)
     if form not in MEDIA_TYPES:  # turned or cut as its container says, so it may be smaller but not larger
@@ -134,8 +138,8 @@ def thumbnail(image: Image.Image) -> bytes:
         small = _reduced(image, factor).resize(size, Image.Resampling.LANCZOS, box)
     if small.mode == "CMYK":
         small = displayable(small)
-    profile = image.info.get("icc_profile", b"")
-    if profile[16:20] != b"RGB " or len(profile) > _PROFILE_BYTES:
+    profile = icc_profile(image.info.get("icc_profile"), b"RGB ")
+    if len(profile) > _PROFILE_BYTES:
         profile = b""
     written = io.BytesIO()
     small.save(written, "WEBP", quality=_QUALITY, method=_EFFORT, icc_profile=profile)
@@ -158,7 +162,7 @@ def _decode(data: bytes, form: str, at_least: tuple[int, int] | None = None, *, 
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             image.draft(None, at_least[::-1] if turned else at_least)
         image.load()
-        if check_end and form == "JPEG" and _ends_in_grey(image) and _is_cut(data):
+        if check_end and form == "JPEG" and _is_cut(data, image):
             raise truncated(form)
         if form == "PNG" and deep.is_deep(data):
             deep.round_samples(image, PngImageFile(io.BytesIO(data)), data[25])
@@ -186,16 +190,29 @@ def _opened(data: bytes, form: str) -> Image.Image:
     return image
 
 
+def _is_cut(data: bytes, image: Image.Image) -> bool:
+    """Whether the last scan of a checked JPEG lacks blocks, for which libjpeg puts mid-grey and does no more than warn.
+
+    A whole scan has no room for more: what follows it is ignored, else it is taken for blocks.
+    """
+    start = data.rindex(_START_OF_SCAN) + 4
+    channels = data[start]
+    first, _, approximation = data[start + 1 + 2 * channels : start + 4 + 2 * channels]
+    if first or approximation >> 4:
+        return False  # it only makes finer what other scans have drawn
+    if channels == len(image.getbands()) and not _ends_in_grey(image):
+        return False
+    try:
+        more = _drafted(data[:-2].rstrip(b"\xff") + _MORE + data[-2:])
+    except PILLOW_ERRORS:
+        return False  # the fault is ours: without rubbish it was decoded
+    return more != _drafted(data)
+
+
 def _ends_in_grey(image: Image.Image) -> bool:
-    """Whether the last block of a JPEG is mid-grey: as is what libjpeg puts, with no more than a warning, for none."""
     corner = image.crop(((image.width - 1) // 8 * 8, (image.height - 1) // 8 * 8, *image.size))
     shades = corner.tobytes() if image.mode == "CMYK" else corner.convert("L").tobytes()  # the colour may have bled in
     return min(shades) >= 126 and max(shades) <= 129
-
-
-def _is_cut(data: bytes) -> bool:
-    """Whether a checked JPEG has room for more: what follows a whole image is ignored, else it is taken for blocks."""
-    return _drafted(data) != _drafted(data[:-2] + _MORE + data[-2:])
 
 
 def _drafted(data: bytes) -> bytes:
@@ -205,7 +222,10 @@ def _drafted(data: bytes) -> bytes:
 
 
 def _mend_transparency(image: Image.Image, *, depth: int) -> None:
-    """Pillow scales samples to 8 bits, but not the transparent sample that it is to compare them with."""
+    """Pillow scales samples to 8 bits, but not the transparent sample that it is to compare them with.
+
+    Known limit: of RGB with 16 bits a sample, whatever is the transparent colour in 8 bits is transparent.
+    """
     match image.mode, image.info.get("transparency"):
         case "L", int(grey) if depth in (2, 4):
             image.info["transparency"] = grey * 255 // (2**depth - 1)

@@ -3,6 +3,8 @@
 Kept are tables, frame and scans as they came, the ICC profile, what tells the colour model (JFIF, Adobe) and the
 orientation. Other EXIF, with its GPS and its thumbnail, XMP, comments and whatever follows the image (the second
 picture of an MPO, a gain map, a video) are dropped. The format is that of ITU-T T.81.
+
+Not looked for: bytes of a scan behind its last block, and tables that no channel uses.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from async_sessions._codec.base import (
     check_metadata,
     check_size,
     corrupt,
+    icc_profile,
     read_orientation,
     truncated,
     write_orientation,
@@ -37,6 +40,7 @@ _APPLICATION: Final = frozenset((*range(0xE0, 0xF0), 0xFE))  # APP0 to APP15, an
 _CODED: Final = 0  # no marker: the entropy-coded data that follows the header of a scan
 _BARE: Final = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length: TEM, RST0 to RST7, SOI
 _ICC: Final = b"ICC_PROFILE\0"
+_ICC_PART: Final = 0xFFFF - 2 - len(_ICC) - 2  # bytes of a profile that a segment holds
 _MARKER: Final = re.compile(rb"\xff{1,4096}[^\x00\xff]")  # fill bytes may come before it
 _WINDOW: Final = 256 * KIB  # bytes searched at a time
 _HEAD: Final = 64  # parts that come before the first scan; encoders write about ten, and a large ICC profile is sixteen
@@ -219,7 +223,7 @@ def _over(dividend: int, divisor: int) -> int:
     return -(-dividend // divisor)
 
 
-def _kept(segments: list[Segment]) -> tuple[list[bytes | memoryview], int]:
+def _kept(segments: list[Segment]) -> tuple[list[bytes], int]:
     """What is written before the image, and the orientation among it."""
     jfif, adobe, orientation, profile = b"", b"", 0, list[Segment]()
     for segment in segments:
@@ -235,7 +239,14 @@ def _kept(segments: list[Segment]) -> tuple[list[bytes | memoryview], int]:
     exif = _written(0xE1, b"Exif\0\0" + write_orientation(orientation)) if orientation > 1 else b""
     places = sorted((segment.body[12], segment.body[13]) for segment in profile)
     whole = places == [(place, len(profile)) for place in range(1, len(profile) + 1)]
-    return [jfif, exif, *(segment.whole for segment in profile if whole), adobe], orientation or 1
+    profile.sort(key=lambda segment: segment.body[12])
+    icc = icc_profile(b"".join(segment.body[14:] for segment in profile)) if whole else b""
+    return [jfif, exif, *_in_segments(icc), adobe], orientation or 1
+
+
+def _in_segments(icc: bytes) -> list[bytes]:
+    parts = [icc[start : start + _ICC_PART] for start in range(0, len(icc), _ICC_PART)]
+    return [_written(0xE2, _ICC + bytes([place, len(parts)]) + part) for place, part in enumerate(parts, 1)]
 
 
 def _written(marker: int, body: bytes) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageCms
 
+from async_sessions._codec.base import icc_profile
 from async_sessions._codec.deep import rounded
 from async_sessions.errors import ImageRejectedError
 
@@ -41,8 +42,8 @@ def storable(image: Image.Image) -> Image.Image:
     info: dict[str | tuple[int, int], Any] = {}
     if _is_transparency(stored.mode, transparency := image.info.get("transparency")):
         info["transparency"] = transparency
-    profile = image.info.get("icc_profile") if mode != "CMYK" else None
-    if isinstance(profile, bytes) and profile[16:20] == _PROFILE_SPACES.get(stored.mode, b"RGB "):
+    found = image.info.get("icc_profile") if mode != "CMYK" else None
+    if profile := icc_profile(found, _PROFILE_SPACES.get(stored.mode, b"RGB ")):
         info["icc_profile"] = profile
     stored.info = info
     return stored

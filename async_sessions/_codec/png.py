@@ -2,6 +2,8 @@
 
 Kept are the pixels as they came, what is needed to show them, the colour space, and the orientation. Text, XMP, EXIF,
 animation and whatever follows the image are dropped. The format is that of https://www.w3.org/TR/png-3/.
+
+Not looked for: colours of a palette, and their transparency, that no pixel has.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from async_sessions._codec.base import (
     check_metadata,
     check_size,
     corrupt,
+    icc_profile,
     read_orientation,
     truncated,
     write_orientation,
@@ -85,6 +88,10 @@ def rebuild(data: bytes | bytearray, limits: Limits) -> Rebuilt:
             orientation = read_orientation(bytes(chunk.body))
         elif kind in (b"IHDR", b"PLTE") and (pixels or not new):
             raise corrupt("PNG", f"its {kind.decode()} is repeated or misplaced")
+        elif kind == b"iCCP" and new and not pixels:
+            if profile := _profile(bytes(chunk.body)):
+                _sound(chunk)
+                kept.append(_written(b"iCCP", profile_body(profile)))
         elif new and not pixels and _is_needed(chunk, header):
             kept.append(_sound(chunk).whole)
         seen.add(kind)
@@ -160,23 +167,27 @@ def _is_needed(chunk: Chunk, header: Header) -> bool:
             return 1 <= size <= 256 if header.colour == _INDEXED else size == {0: 2, 2: 6}.get(header.colour)
         case b"sBIT":
             return size == (3 if header.colour == _INDEXED else _CHANNELS[header.colour])
-        case b"iCCP":
-            return _is_profile(bytes(chunk.body))
         case kind:
             return size == _COLOUR_SIZES.get(kind)
 
 
-def _is_profile(body: bytes) -> bool:
+def profile_body(profile: bytes) -> bytes:
+    """What an iCCP chunk holds. The name, which may be anything, is always the same."""
+    return b"ICC Profile\0\0" + zlib.compress(profile)
+
+
+def _profile(body: bytes) -> bytes:
+    """The ICC profile of an iCCP chunk; nothing where there is none."""
     name, separator, compressed = body.partition(b"\0")
     if not separator or not 1 <= len(name) <= 79 or compressed[:1] != b"\0":
-        return False
+        return b""
     inflater = zlib.decompressobj()
     try:
-        size = len(inflater.decompress(compressed[1:], MAX_METADATA))
+        inflated = inflater.decompress(compressed[1:], MAX_METADATA)
     except zlib.error:
-        return False
-    check_metadata(size + (size == MAX_METADATA), 0)
-    return inflater.eof
+        return b""
+    check_metadata(len(inflated) + (len(inflated) == MAX_METADATA), 0)
+    return icc_profile(inflated) if inflater.eof else b""
 
 
 def _inflate(parts: list[memoryview], expected: int) -> int:

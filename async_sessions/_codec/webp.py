@@ -3,6 +3,8 @@
 Kept are the picture and its alpha as they came, and the ICC profile. EXIF, XMP and unknown chunks are dropped, the
 orientation with them: browsers do not turn a WebP, and what a page shows and what a job gets must agree. The format is
 that of RFC 9649.
+
+Not looked for: bytes behind the last block of a partition, and behind the last pixel of a lossless picture.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from async_sessions._codec.base import Rebuilt, check_metadata, check_size, corrupt, truncated
+from async_sessions._codec.base import Rebuilt, check_metadata, check_size, corrupt, icc_profile, truncated
 from async_sessions.errors import ImageRejectedError
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def rebuild(data: bytes | bytearray, limits: Limits) -> Rebuilt:
     """Raise `ImageRejectedError` unless `data` is one whole still image; return it without the rest."""
     canvas: memoryview | None = None
     stated = 0, 0
-    before, picture = list[Chunk](), None
+    before, picture, profiled = list[Chunk](), None, False
     for place, chunk in enumerate(_chunks(memoryview(data))):
         if chunk.kind in (b"ANIM", b"ANMF"):
             raise _animated()
@@ -48,8 +50,12 @@ def rebuild(data: bytes | bytearray, limits: Limits) -> Rebuilt:
             if picture is not None:
                 raise corrupt("WebP", "it holds two pictures")
             picture = chunk
-        elif chunk.kind in (b"ICCP", b"ALPH") and canvas is not None and picture is None:
+        elif chunk.kind == b"ALPH" and canvas is not None and picture is None:
             before.append(chunk)
+        elif chunk.kind == b"ICCP" and canvas is not None and picture is None and not profiled:
+            profiled = True
+            if profile := icc_profile(bytes(chunk.body)):
+                before.append(Chunk(b"ICCP", memoryview(profile)))
     if picture is None:
         raise truncated("WebP")
     width, height = _size(picture)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from async_sessions.records import MIB
 from tests.corpus.base import ARCHIVE, PAGE, SCRIPT, RefusedAny, given
-from tests.images import PNG_SIGNATURE, corners, encoded, jpeg_with_exif, photo_path, photograph, png_file
+from tests.images import PNG_SIGNATURE, corners, encoded, jpeg_with_exif, photo_path, photograph, png_file, srgb_profile
 
 
 def ftyp(brand: bytes) -> bytes:
@@ -68,5 +68,5 @@ REFUSED: dict[str, RefusedAny] = {
 
 def _with_profile(size: int) -> Image.Image:
     image = corners()
-    image.info["icc_profile"] = (bytes(16) + b"RGB ").ljust(size, b"\0")
+    image.info["icc_profile"] = srgb_profile(size)
     return image

@@ -67,6 +67,9 @@ def _without(marker: int) -> bytes:
     return jpeg_of([part for part in jpeg_segments(SMALL) if part[0] != marker])
 
 
+_BARE = _without(0xE0)
+
+
 def _ends() -> Iterator[tuple[str, int]]:
     position = 2
     for marker, body in jpeg_segments(_WHOLE):
@@ -181,6 +184,12 @@ REFUSED: dict[str, Refused] = {
 }  # fmt: skip
 
 
+def _ending_in_grey() -> Image.Image:
+    image = photograph(64, 48)
+    image.paste((128, 128, 128), (0, 24, 64, 48))
+    return image
+
+
 def _large() -> bytes:
     return encoded(Image.new("L", (8000, 8000)), "JPEG", progressive=True)
 
@@ -215,8 +224,13 @@ TAKEN: dict[str, Make] = {
     "16,384 pixels wide": lambda: encoded(Image.new("L", (16_384, 1)), "JPEG"),
     "fill bytes before its markers": lambda: SMALL[:2] + b"\xff\xff\xff" + SMALL[2:-2] + b"\xff\xff\xff\xd9",
     "its height again behind the scan": lambda: SMALL[:-2] + segment(0xDC, struct.pack(">H", 48)) + b"\xff\xd9",
-    "a profile in three parts": lambda: encoded(photograph(65, 49), "JPEG", icc_profile=srgb_profile() * 300),
+    "a profile in three parts": lambda: encoded(photograph(65, 49), "JPEG", icc_profile=srgb_profile(180_000)),
     "the standard Huffman tables left out": lambda: jpeg_of([part for part in jpeg_segments(SMALL) if part[0] != 0xC4]),
+    "grey at its end and fill bytes behind": lambda: encoded(_ending_in_grey(), "JPEG")[:-2] + b"\xff\xff\xff\xd9",
+    "grey at its end, progressive, and fill bytes behind": lambda: (
+        encoded(_ending_in_grey(), "JPEG", progressive=True)[:-2] + b"\xff\xff\xd9"
+    ),
+    "grey and a scan for each channel": lambda: jpeg_in_scans(photograph(65, 49).convert("L")),
     "a scan for each channel": lambda: jpeg_in_scans(photograph(65, 49)),
     "CMYK through its profile": lambda: encoded(photograph(65, 49).convert("CMYK"), "JPEG", icc_profile=cmyk_profile()),
     "CMYK as YCCK": lambda: encoded(photograph(65, 49).convert("CMYK"), "JPEG").replace(
@@ -254,5 +268,10 @@ CLEANED: dict[str, Make] = {
 }
 
 FORGIVEN: dict[str, Forgiven] = {
+    "a note for a profile": (lambda: after_soi(segment(0xE2, b"ICC_PROFILE\0\1\1" + 99 * NOTE)), SMALL),
+    "a note behind its profile": (
+        lambda: after_soi(segment(0xE2, b"ICC_PROFILE\0\1\1" + srgb_profile() + NOTE), _BARE),
+        after_soi(segment(0xE2, b"ICC_PROFILE\0\1\1" + srgb_profile()), _BARE),
+    ),
     "EXIF of 65,535 entries": (lambda: after_soi(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")), SMALL),
 }

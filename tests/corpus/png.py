@@ -25,9 +25,13 @@ from tests.images import (
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 STREAM = zlib.compress(bytes(4 * 5))
 GREY = png_file(4, 4, 8, 0)
-_PROFILE = png_chunk(b"iCCP", b"profile\0\0" + zlib.compress(srgb_profile()))
+_PROFILE = png_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(srgb_profile()))
 _GAMMA = png_chunk(b"gAMA", struct.pack(">I", 45455))
 _TEXT = png_chunk(b"tEXt", b"Comment\0hello")
+
+
+def _profiled(name: bytes, profile: bytes, behind: bytes = b"") -> bytes:
+    return png_chunk(b"iCCP", name + b"\0\0" + zlib.compress(profile) + behind)
 
 
 def idat(data: bytes) -> bytes:
@@ -222,6 +226,15 @@ CLEANED: dict[str, Make] = {
 }
 
 FORGIVEN: dict[str, Forgiven] = {
+    "a note for a profile": (lambda: png_file(4, 4, 8, 2, before=_profiled(b"p", 99 * NOTE)), png_file(4, 4, 8, 2)),
+    **{
+        name: (lambda chunk=chunk: png_file(4, 4, 8, 2, before=chunk), png_file(4, 4, 8, 2, before=_PROFILE))  # type: ignore[misc]
+        for name, chunk in (
+            ("a note for the name of its profile", _profiled(NOTE, srgb_profile())),
+            ("a note in its profile, behind what it says is its size", _profiled(b"p", srgb_profile() + NOTE)),
+            ("a note behind its profile", _profiled(b"p", srgb_profile(), NOTE)),
+        )
+    },
     "a profile that is none": (lambda: png_file(4, 4, 8, 0, before=png_chunk(b"iCCP", b"no profile")), GREY),
     "a profile that can't be inflated": (lambda: png_file(4, 4, 8, 0, before=png_chunk(b"iCCP", b"p\0\0no")), GREY),
     "a gamma of three bytes": (lambda: png_file(4, 4, 8, 0, before=png_chunk(b"gAMA", b"abc")), GREY),

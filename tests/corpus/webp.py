@@ -124,6 +124,13 @@ CLEANED: dict[str, Make] = {
 }
 
 FORGIVEN: dict[str, Forgiven] = {
+    "a note for a profile": (
+        lambda: webp_file(header(0x20), (b"ICCP", 99 * NOTE), PICTURE), webp_file(header(), PICTURE),
+    ),
+    "a note behind its profile and a second one": (
+        lambda: webp_file(header(0x20), (b"ICCP", srgb_profile() + NOTE), (b"ICCP", srgb_profile(9999)), PICTURE),
+        webp_file(header(0x20), (b"ICCP", srgb_profile()), PICTURE),
+    ),
     "an HTML page in the rest of its header": (
         lambda: webp_file((b"VP8X", header()[1] + PAGE), PICTURE), webp_file(header(), PICTURE),
     ),
