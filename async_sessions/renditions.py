@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from PIL import Image
 
+from async_sessions._codec.base import icc_profile
 from async_sessions._codec.modes import displayable
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def fit(image: Image.Image, size: tuple[int, int], mode: Fit = "cover", backgrou
         corner = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
         canvas.paste(small, corner, small if small.mode == "RGBA" else None)
         small = canvas
-    profile = image.info.get("icc_profile", b"")
-    small.info = {"icc_profile": profile} if profile[16:20] == b"RGB " else {}
+    profile = icc_profile(image.info.get("icc_profile"), b"RGB ")
+    small.info = {"icc_profile": profile} if profile else {}
     return small
 
 
