@@ -183,10 +183,14 @@ class _Head(msgspec.Struct):
     schema: int
 
 
+_HEAD_OF: Final = msgspec.json.Decoder(_Head)  # made once, see `_manifest`
+_CONTENTS_OF: Final = msgspec.json.Decoder(Contents)
+
+
 def _decode(data: bytes) -> Contents:
     try:
-        head = msgspec.json.decode(data, type=_Head)
-        contents = msgspec.json.decode(data, type=Contents) if head == _Head(FORMAT, SCHEMA) else None
+        head = _HEAD_OF.decode(data)
+        contents = _CONTENTS_OF.decode(data) if head == _Head(FORMAT, SCHEMA) else None
         for values in (contents.state, *(job.params for job in contents.jobs.values())) if contents else ():
             check_json(values)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -220,6 +220,12 @@ class _Schema(msgspec.Struct):
     schema: int
 
 
+# Made here, once: what msgspec knows of a type it finds out at the first decode, and two threads that do so at the same
+# time crash the process.
+_SCHEMA_OF: Final = msgspec.json.Decoder(_Schema)
+_MANIFEST_OF: Final = msgspec.json.Decoder(Manifest)
+
+
 def encode(manifest: Manifest) -> bytes:
     """JSON whose last member, `seal`, is the SHA-256 of the JSON without it: a flipped bit may leave it well formed."""
     body = msgspec.json.encode(manifest)
@@ -232,13 +238,13 @@ def decode(key: str, data: bytes) -> Manifest:
     if seal and hashlib.sha256(data[:-_SEAL_LENGTH] + b"}").hexdigest() != seal[1].decode():
         raise CorruptManifestError(f"The manifest of session {key} is damaged: it is not what was written.")
     try:
-        schema = msgspec.json.decode(data, type=_Schema).schema
+        schema = _SCHEMA_OF.decode(data).schema
         if schema > SCHEMA:
             raise UnknownSchemaError(
                 f"Session {key} was written in format {schema}; this version reads up to {SCHEMA}. "
                 "Upgrade async-sessions; nothing was changed."
             )
-        manifest = msgspec.json.decode(data, type=Manifest)
+        manifest = _MANIFEST_OF.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CorruptManifestError(f"The manifest of session {key} is damaged: {error}") from error
     if schema != 1 and seal is None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LOCKS = "locks"
 _MIN_FREE = 64 * MIB
 _MIN_INODES = 1024
+_FEW_INODES = 8  # what writing one blob may take, with its directories and locks, and a manifest after it
 _SHARE = 20  # of a small device, one part in so many is kept free
 _OTHERS_CAN_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -55,8 +56,9 @@ class Folder:
         least = self._min_free
         if least is None:
             least = min(_MIN_FREE, device.f_blocks * device.f_frsize // _SHARE)
-        inodes = min(_MIN_INODES, device.f_files // _SHARE)  # 0 where the file system has no fixed number of them
-        if device.f_bavail * device.f_frsize - size < least or (inodes and device.f_favail < inodes):
+        inodes = min(_MIN_INODES, max(_FEW_INODES, device.f_files // _SHARE))
+        counted = device.f_files > 0  # some file systems have no fixed number of inodes
+        if device.f_bavail * device.f_frsize - size < least or (counted and device.f_favail < inodes):
             raise _full(self.root)
 
     def write(self, temporary: Path, data: bytes | Path, *, reserved: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import msgspec
@@ -26,6 +26,9 @@ _logger = logging.getLogger("async_sessions")
 
 class _Lease(msgspec.Struct, frozen=True):
     expires_at: datetime
+
+
+_LEASE_OF: Final = msgspec.json.Decoder(_Lease)  # made once, see `_manifest`
 
 
 class Owner:
@@ -91,6 +94,6 @@ class Owner:
             return not self._holds(entry.id)
         found = await self._store.blobs.get(_keys.owner_lease(entry.owner))
         try:
-            return found is None or msgspec.json.decode(found.data, type=_Lease).expires_at < self._store.clock()
+            return found is None or _LEASE_OF.decode(found.data).expires_at < self._store.clock()
         except msgspec.DecodeError:
             return True
