@@ -79,6 +79,8 @@ def _chunks(view: memoryview) -> Iterator[Chunk]:
         raise truncated("WebP")
     position, count, metadata = 12, 0, 0
     while position + 8 <= end:
+        if position + 8 > len(view):
+            raise truncated("WebP")
         kind, length = struct.unpack_from("<4sI", view, position)
         if position + 8 + length > min(end, len(view)):
             raise truncated("WebP")

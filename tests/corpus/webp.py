@@ -42,6 +42,7 @@ REFUSED: dict[str, Refused] = {
     "only a signature": (lambda: LOSSY[:12], "truncated"),
     "cut in a chunk's name": (lambda: LOSSY[:15], "truncated"),
     "cut in the picture": (lambda: LOSSY[:500], "truncated"),
+    "cut by the last byte of an empty chunk": (lambda: webp_file(PICTURE, (b"abcd", b""))[:-1], "truncated"),
     "cut by two bytes": (lambda: LOSSY[:-2], "truncated"),
     "cut and given the right size": (lambda: webp_file((b"VP8 ", PICTURE[1][:500])), "corrupt"),
     "lossless, cut and given the right size": (
