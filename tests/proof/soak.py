@@ -12,11 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import anyio
+import numpy as np
 from PIL import Image
 
 from async_sessions import ImageRecord, LocalBlobStore, LockTimeoutError, Session, SessionStore, open_store
 from tests.faults import keys_of
-from tests.images import noise
 
 TTL = timedelta(seconds=2)
 COLOURS = [(value, 255 - value, value // 2) for value in range(256)]
@@ -158,7 +158,9 @@ def memory(root: Path) -> str:
 
 async def _fill(root: Path) -> None:
     count, cache, page = 5000, 64 * 2**20, resource.getpagesize()
-    images = [noise("RGB", 1000, 1000, seed) for seed in range(4)]
+    images = [
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (1000, 1000, 3), np.uint8)) for seed in range(4)
+    ]
     held: list[int] = []
     async with open_store(root, cache_bytes=cache, cleanup_interval=None) as store:
         numbers = iter(range(count))
