@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -11,7 +12,13 @@ import anyio
 from async_sessions import _keys
 from async_sessions._budget import in_thread
 from async_sessions._tasks import COMMIT_DEADLINE
-from async_sessions.errors import InvalidKeyError, QuotaExceededError, StorageFullError, StoreClosedError
+from async_sessions.errors import (
+    InvalidKeyError,
+    QuotaExceededError,
+    StorageError,
+    StorageFullError,
+    StoreClosedError,
+)
 
 if TYPE_CHECKING:
     from anyio import CapacityLimiter
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
     from async_sessions.records import Limits
 
 T = TypeVar("T")
+
+_logger = logging.getLogger("async_sessions")
 
 
 class StoreContext:
@@ -98,7 +107,7 @@ class StoreContext:
         if (limit := self.limits.max_total_bytes) is None:
             return
         if self.used is None or not self.has_room(size):
-            await self.sweep_for_room(size)
+            await self._sweep(size)
         if not self.has_room(size):
             raise QuotaExceededError(
                 f"The store keeps {limit:,} bytes at most and is full. Delete sessions, or raise `max_total_bytes`."
@@ -114,8 +123,14 @@ class StoreContext:
         try:
             return await self.commits.uninterrupted(commit)
         except StorageFullError:
-            await self.sweep_for_room(0)
+            await self._sweep(0)
             return await self.commits.uninterrupted(commit)
+
+    async def _sweep(self, size: int) -> None:
+        try:
+            await self.sweep_for_room(size)
+        except StorageError:  # what it was for tells more
+            _logger.warning("could not sweep a full store", exc_info=True)
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Run CPU-bound `call` in a worker thread, in one of the store's `cpu` slots."""

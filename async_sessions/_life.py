@@ -122,8 +122,10 @@ class Life:
         async def commit() -> None:
             try:
                 tombstone = await self._edit(Manifest.as_tombstone, bound)
-            finally:
+            except SessionNotFoundError:
                 tickets.spend(purge=True)
+                raise
+            tickets.spend(purge=True)
             await self._context.manifests.clear_away(tombstone)
 
         await self._context.commits.uninterrupted(commit)

@@ -196,7 +196,11 @@ class Sweep:
 
     async def _delete(self, removal: Removal) -> None:
         if not self._dry_run:
-            await self._context.blobs.delete(removal.key)
+            try:
+                await self._context.blobs.delete(removal.key)
+            except StorageError as error:  # the next sweep tries again; the others go on
+                self._problems.append(str(error))
+                return
         self._removed.append(removal)
 
 

@@ -38,7 +38,8 @@ class Janitor:
         self._context = context
         self._interval = interval
         self._due: dict[str, tuple[datetime, datetime]] = {}  # session key: (modified, next due)
-        self._reckoning = Reckoning(max(interval or _TOLERANCE, _TOLERANCE), context.lifetime.longest)
+        tolerance = min(max(interval or _TOLERANCE, _TOLERANCE), context.lifetime.grace / 2)
+        self._reckoning = Reckoning(tolerance, context.lifetime.longest)
         self._making_room = anyio.Lock()  # guards `_in_vain_until`: one sweep for all who find the store full
         self._in_vain_until = -math.inf
 

@@ -9,7 +9,17 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from async_sessions import BlobInfo, JobInfo, LocalBlobStore, Session, SessionNotFoundError, SessionStore, open_store
+from async_sessions import (
+    BlobInfo,
+    JobInfo,
+    LocalBlobStore,
+    MemoryBlobStore,
+    Session,
+    SessionNotFoundError,
+    SessionStore,
+    StorageError,
+    open_store,
+)
 from async_sessions._manifest import Lifetime, Manifest
 from async_sessions.janitor import plan_sweep
 from async_sessions.testing.cancellation import Run, cancel_everywhere
@@ -324,3 +334,19 @@ def test_a_plan_is_made_from_its_arguments_alone() -> None:
     assert plan_sweep(pinned, now=now + 2 * DAY, lifetime=lifetime) == (None, ())
     aged = Lifetime(ttl=DAY, max_age=HOUR, grace=HOUR)
     assert plan_sweep(manifest, now=now + HOUR, lifetime=aged).expired == f"older than {HOUR}"
+
+
+async def test_what_cannot_be_deleted_ends_no_sweep() -> None:
+    class Stubborn(MemoryBlobStore):
+        async def delete(self, key: str, **options: object) -> None:
+            if key.startswith("tmp/"):
+                raise StorageError("It is held fast.")
+            await super().delete(key, **options)  # type: ignore[arg-type]
+
+    blobs = Stubborn()
+    await blobs.put("tmp/0", b"x")
+    await blobs.put("owners/gone.json", b"{}")
+    async with open_store(blobs, cleanup_interval=None) as store:
+        report = await store.cleanup(now=store.clock() + DAY)
+    assert [removal.kind for removal in report.removed] == ["lease"]
+    assert report.problems == ("It is held fast.",)

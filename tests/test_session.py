@@ -447,3 +447,21 @@ async def test_a_file_kept_with_its_metadata_is_read_again_after_a_restart() -> 
         assert await session.retrieve_bytes("start") == data
         cold = await session.retrieve_image("start")
         assert (cold.size, cold.tobytes(), cold.info) == (warm.size, warm.tobytes(), warm.info)
+
+
+async def test_an_upload_beside_a_delete_that_failed_is_kept() -> None:
+    blobs = FaultyBlobStore()
+    async with open_store(blobs, cleanup_interval=None) as store:
+        session = await store.create_session()
+        await session.store_image(Image.new("RGB", (8, 8)), "start")
+        gate = anyio.Event()
+        blobs.before_put = lambda key: gate if key.startswith("blobs/") else None
+        async with anyio.create_task_group() as group:
+            group.start_soon(session.store_image, Image.new("RGB", (9, 9)), "start")
+            await blobs.putting.wait()
+            blobs.full_for = lambda key: key.startswith("manifests/")
+            with pytest.raises(StorageFullError):
+                await session.delete()
+            blobs.full_for = lambda key: False
+            gate.set()
+        assert (await session.info()).images["start"].size == (9, 9)
