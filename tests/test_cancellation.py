@@ -77,7 +77,7 @@ async def test_waiting_for_a_commit_neither_spins_nor_ends_before_it() -> None:
         assert done == started
 
     async with anyio.create_task_group() as group:
-        await cancel_everywhere(lambda: Commits(group).uninterrupted(commit), check, hold=0.02)
+        await cancel_everywhere(lambda: Commits(group).uninterrupted(commit), check, hold=4000)
 
 
 async def test_a_commit_that_hangs_is_given_up_after_its_deadline() -> None:

@@ -59,7 +59,7 @@ async def cancel_everywhere(
     means: Collection[Means] = get_args(Means),
     moments: Collection[Moment] = get_args(Moment),
     every: int = 1,
-    hold: float = 0.005,
+    hold: int = 1000,
     patience: float = 10.0,
 ) -> list[Run]:
     """Run `factory()` undisturbed, then once per place where it can be cancelled; `check` after each. Return the runs.
@@ -71,9 +71,9 @@ async def cancel_everywhere(
 
     It is a `CancellationError` if the coroutine is told of its cancellation and returns all the same; if it raises
     another `CancelledError` than its scope's; if it goes on for `patience` seconds; if it leaves a task behind; if an
-    exception is lost; and if it is woken again and again while it waits: what it has started is held for `hold` seconds
-    once it is cancelled, so that this shows. Any other exception of its own, and what `check` raises, comes out as it
-    is. Every error names the place in a note.
+    exception is lost; and if it is woken again and again while it waits: what it has started is held for `hold` turns
+    of the loop once it is cancelled, so that this shows. Any other exception of its own, and what `check` raises, comes
+    out as it is. Every error names the place in a note.
 
     `prepare` is awaited before each run and not cancelled. Where threads take part, the number of suspensions may vary
     from run to run.
@@ -174,7 +174,7 @@ def _watched() -> Iterator[list[str]]:
 class _Tree:
     """A coroutine with all the tasks that it starts; counts their suspensions and calls `cancel` at number `point`."""
 
-    def __init__(self, point: int | None, moment: Moment, hold: float) -> None:
+    def __init__(self, point: int | None, moment: Moment, hold: int) -> None:
         self.point = point
         self.moment = moment
         self.where = ""
@@ -206,8 +206,9 @@ class _Tree:
             try:
                 step = partial(coro.send, (yield awaited))
                 if self.where and not is_root:
-                    hold, self._hold = self._hold, 0.0
-                    yield from asyncio.sleep(hold).__await__()
+                    hold, self._hold = self._hold, 0
+                    for _ in range(hold):
+                        yield  # a turn of the loop: unlike seconds, as many on a machine that is busy
             except BaseException as error:  # noqa: BLE001 - passed on to the coroutine that it is meant for
                 self.told |= is_root and bool(self.where) and isinstance(error, asyncio.CancelledError)
                 step = partial(coro.throw, error)
