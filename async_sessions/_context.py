@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from async_sessions._manifests import Manifests
     from async_sessions._reading import Reader
     from async_sessions._tasks import Commits
-    from async_sessions.blobs.base import BlobStore
+    from async_sessions.blobs.base import BlobData, BlobStore
     from async_sessions.records import Limits
 
 T = TypeVar("T")
@@ -69,7 +72,7 @@ class StoreContext:
         self.lifetime = lifetime
         self.limits = limits
         self.sweep_for_room: Callable[[int], Awaitable[None]] = _keep_all  # the janitor's, once there is one
-        self.used: int | None = None  # bytes of all blobs, as the last sweep counted them, and what was added since
+        self.used: int | None = None  # bytes of all blobs, as the last sweep counted them, and what came and went since
         self._in_flight: dict[str, float] = {}
         self.created: set[str] = set()
         self._slots = slots
@@ -82,11 +85,11 @@ class StoreContext:
         if not self._open:
             raise StoreClosedError("The store is closed; use its sessions inside `async with store`.")
 
-    def writing(self, blobs: Iterable[str]) -> None:
+    def writing(self, blobs: Iterable[str], *, seconds: float = 2 * COMMIT_DEADLINE) -> None:
         """Spare these blobs from the sweeps of this process until they are committed, or can't be any more."""
         now = anyio.current_time()
         self._in_flight = {blob: until for blob, until in self._in_flight.items() if until > now}
-        self._in_flight |= dict.fromkeys(blobs, now + 2 * COMMIT_DEADLINE)
+        self._in_flight |= dict.fromkeys(blobs, now + seconds)
 
     def settled(self, blobs: Iterable[str]) -> None:
         """These are committed, or deleted."""
@@ -112,19 +115,54 @@ class StoreContext:
             raise QuotaExceededError(
                 f"The store keeps {limit:,} bytes at most and is full. Delete sessions, or raise `max_total_bytes`."
             )
-        self.used = (self.used or 0) + size
+        self._count(size)
+
+    def _count(self, size: int) -> None:
+        if self.used is not None:
+            self.used = max(0, self.used + size)
 
     def has_room(self, size: int) -> bool:
         limit = self.limits.max_total_bytes
         return limit is None or (self.used or 0) + size <= limit
 
-    async def with_room(self, commit: Callable[[], Awaitable[T]]) -> T:
-        """Run `commit` uninterrupted; where no room was left, once more after a sweep."""
+    async def with_room(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Run `write`; where the device has no room left for it, once more after a sweep."""
         try:
-            return await self.commits.uninterrupted(commit)
+            return await write()
         except StorageFullError:
             await self._sweep(0)
-            return await self.commits.uninterrupted(commit)
+            return await write()
+
+    async def write(self, blob: str, data: BlobData, size: int) -> None:
+        """Write a blob of `size` bytes that a later commit is to name. A failure, or a cancellation, leaves nothing.
+
+        It may take as long as it takes: no deadline but that of `settled`, which tells that it is named or deleted. An
+        iterator, which can be read only once, is not tried again after a sweep.
+        """
+
+        async def write() -> None:
+            await self.take_room(size)
+            self.writing([blob], seconds=math.inf)
+            try:
+                await self.blobs.put(blob, data)
+            except BaseException:
+                with anyio.CancelScope(shield=True), suppress(StoreClosedError, StorageError):  # the sweep will do it
+                    await self.commits.uninterrupted(partial(self.discard, {blob: size}))
+                raise
+
+        await (write() if isinstance(data, AsyncIterator) else self.with_room(write))
+
+    async def discard(self, blobs: Mapping[str, int]) -> None:
+        """Delete blobs of these sizes, which no manifest names. What can't be deleted now is left to the sweep."""
+        self.settled(blobs)
+        for blob, size in blobs.items():
+            self.cache.drop(blob)
+            try:
+                await self.blobs.delete(blob)
+            except StorageError:
+                _logger.warning("could not delete %s; a later sweep will", blob, exc_info=True)
+            else:
+                self._count(-size)
 
     async def _sweep(self, size: int) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -12,8 +13,9 @@ from msgspec.structs import replace
 
 from async_sessions import _keys
 from async_sessions._ingest import ImageSource, ingest
-from async_sessions._life import NOT_WRITTEN, Life, new_record
-from async_sessions.errors import StorageError, StoreClosedError
+from async_sessions._life import Life, new_record
+from async_sessions._quota import check_size
+from async_sessions.errors import SessionNotFoundError, StorageError, StoreClosedError
 from async_sessions.records import JSON, ImageRecord, JobInfo, Limits, OutputRecord, check_state
 from async_sessions.session import Session
 
@@ -21,12 +23,15 @@ if TYPE_CHECKING:
     from async_sessions._context import StoreContext
     from async_sessions._manifest import Manifest
 
+_logger = logging.getLogger("async_sessions")
+
 
 class Draft:
     """A session that nobody sees before `commit`; left without one, nothing of it stays. From `SessionStore.draft`.
 
     Pieces are stored one at a time and no more is held in memory than the piece in hand. From the first piece to the
-    commit half of the store's `grace` may pass: what no session names is an orphan after it.
+    commit half of the store's `grace` may pass: what no session names is an orphan after it. `QuotaExceededError` where
+    they are more than one session may keep, or than the store has room for: no piece makes room for another.
     """
 
     def __init__(self, context: StoreContext, state: Mapping[str, JSON]) -> None:
@@ -36,7 +41,9 @@ class Draft:
         self._life = Life(context, self.key, None)
         self._incarnation = _keys.new_incarnation()
         self._last_moment = context.clock() + context.lifetime.grace / 2
-        self._written: set[str] = set()
+        self._written: dict[str, int] = {}  # sizes of the blobs that no session names yet
+        self._pictures = 0
+        self._tried = self._begun = False
         self._state = dict(state)
         self._images: dict[str, ImageRecord] = {}
         self._jobs: dict[str, JobInfo] = {}
@@ -59,8 +66,10 @@ class Draft:
         async with ingest({"": image}, name=name, limits=limits, limiter=context.cpu, budget=context.budget) as found:
             ingested = found[""]
             record = new_record(ingested, _keys.new_blob(self._incarnation, ingested.digest), context.clock())
-            await self._write(record.blob, ingested.data)
-            await self._write(_keys.thumbnail(record.blob), ingested.thumbnail)
+            self._check(record.byte_size + record.thumbnail_size, images=1)
+            await self._write(record.blob, ingested.data, record.byte_size)
+            await self._write(_keys.thumbnail(record.blob), ingested.thumbnail, record.thumbnail_size)
+            self._pictures += 1
         if slot is not None:
             self._images[slot] = record
         return record
@@ -68,7 +77,12 @@ class Draft:
     async def store_output(
         self, data: AsyncIterable[bytes], *, name: str, media_type: str, digest: str, byte_size: int
     ) -> OutputRecord:
-        """Keep a job's result. `data` raises what it likes unless it has that size and SHA-256."""
+        """Keep a job's result. `data` raises what it likes unless it has that size and SHA-256.
+
+        Where the device is full it is read anew after a sweep, unless it is an iterator, which can't be.
+        """
+        self._context.check_open()
+        self._check(byte_size)
         record = OutputRecord(
             name=name,
             media_type=media_type,
@@ -77,7 +91,7 @@ class Draft:
             stored_at=self._context.clock(),
             blob=_keys.new_blob(self._incarnation, digest),
         )
-        await self._write(record.blob, data)
+        await self._write(record.blob, data, byte_size)
         return record
 
     def add_job(self, job: JobInfo) -> None:
@@ -88,30 +102,44 @@ class Draft:
         """Begin: from now on the session is there, whole."""
         if self._context.clock() > self._last_moment:
             raise StorageError("Writing the session took so long that its first parts may be gone. Try again.")
-        try:
-            manifest = await self._life.edit(self._whole, incarnation=self._incarnation, creates=True)
-        except NOT_WRITTEN:
-            raise
-        except (StorageError, anyio.get_cancelled_exc_class()):
-            self._written.clear()  # the session may be there; if not, the sweep takes these
-            raise
-        self._written.clear()
-        return Session(self._context, self.key, session_id=self._id, incarnation=manifest.incarnation)
+        if self._begun:
+            raise RuntimeError("This draft has begun; what comes after is for its session.")
+        self._tried = True
+        self._context.writing(self._written)
+        await self._life.edit(self._whole, incarnation=self._incarnation, creates=True, held=self._begin)
+        return Session(self._context, self.key, session_id=self._id, incarnation=self._incarnation)
 
     async def discard(self) -> None:
-        """Delete what was written since the last commit."""
+        """Delete what was written, unless a session names it."""
         if self._written:
             with suppress(StoreClosedError):  # the sweep will do it
-                await self._context.commits.uninterrupted(partial(self._life.discard, self._written))
+                await self._context.commits.uninterrupted(self._undo)
+
+    async def _undo(self) -> None:
+        if self._tried and not self._begun:
+            try:
+                return await self._life.bury()  # what failed may have happened, and nobody knows its session's id
+            except SessionNotFoundError:
+                pass
+            except StorageError:
+                _logger.warning("could not delete the draft %s; a later sweep will", self.key, exc_info=True)
+                return None
+        return await self._context.discard(self._written)
+
+    def _begin(self) -> None:
+        self._begun = True
+        self._written.clear()
 
     def _whole(self, manifest: Manifest) -> Manifest:
         return replace(manifest, images=self._images, state=self._state, jobs=self._jobs)
 
-    async def _write(self, blob: str, data: bytes | AsyncIterable[bytes]) -> None:
-        self._context.check_open()
-        self._written.add(blob)
-        self._context.writing(self._written)  # all of them: the commit may be far off
-        await self._context.commits.uninterrupted(partial(self._context.blobs.put, blob, data))
+    def _check(self, size: int, *, images: int = 0) -> None:
+        """Refuse a piece before it is written; the commit would make room for it and drop others."""
+        check_size(sum(self._written.values()) + size, self._pictures + images, self._context.limits)
+
+    async def _write(self, blob: str, data: bytes | AsyncIterable[bytes], size: int) -> None:
+        await self._context.write(blob, data, size)
+        self._written[blob] = size
 
 
 @asynccontextmanager

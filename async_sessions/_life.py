@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from async_sessions import _keys
-from async_sessions._manifest import Manifest
+from async_sessions._manifest import Manifest, sizes_of
 from async_sessions._quota import within
 from async_sessions.errors import (
     LockTimeoutError,
@@ -75,21 +75,21 @@ class Life:
         incarnation: str | None = None,
         creates: bool = False,
         if_revision: str | None = None,
-        tickets: Tickets | None = None,
-        purge: bool = False,
+        held: Callable[[], None] | None = None,
     ) -> Manifest:
         """Commit `change`, uninterrupted by cancellation; then delete the blobs that the manifest stopped naming.
 
         `change` returns `None` for nothing to write. `creates`: a session that does not exist begins with this edit.
-        `incarnation`: the life under which the blobs that `change` names are written.
+        `incarnation`: the life under which the blobs that `change` names are written. `held` is called once the edit
+        holds, whether or not the caller is told of it.
         """
         self._context.check_open()
         bound = self._incarnation
 
         async def commit() -> Manifest:
-            return await self._edit(change, bound, incarnation, creates, if_revision, tickets, purge)
+            return await self._edit(change, bound, incarnation, creates, if_revision, held)
 
-        return await self._context.commits.uninterrupted(commit)
+        return await self._context.with_room(partial(self._context.commits.uninterrupted, commit))
 
     async def commit_images(
         self, images: Mapping[str, Ingested], tickets: Tickets, if_revision: str | None
@@ -97,18 +97,13 @@ class Life:
         """Blobs first, then one edit that names them all; a failure leaves neither."""
         self._context.check_open()
         bound = self._incarnation
-
-        async def commit() -> dict[str, ImageRecord]:
-            while True:
-                try:
-                    return await self._commit_images(images, bound, tickets, if_revision)
-                except _OtherLifeError:
-                    if bound is not None:
-                        raise
-                    # the session began or ended while the blobs were written: write them under the life it has now
-
-        await self._context.take_room(sum(len(image.data) + len(image.thumbnail) for image in images.values()))
-        return await self._context.with_room(commit)
+        while True:
+            try:
+                return await self._context.with_room(partial(self._commit_images, images, bound, tickets, if_revision))
+            except _OtherLifeError:
+                if bound is not None:
+                    raise
+                # the session began or ended while the blobs were written: write them under the life it has now
 
     async def bury(self) -> None:
         """Remove this life with all that it holds: a tombstone first, so that a late writer sees it, then the blobs.
@@ -143,8 +138,7 @@ class Life:
         incarnation: str | None = None,
         creates: bool = False,
         if_revision: str | None = None,
-        tickets: Tickets | None = None,
-        purge: bool = False,
+        held: Callable[[], None] | None = None,
     ) -> Manifest:
         """`bound` is the life that the call belongs to, `incarnation` the one that its blobs are written under."""
 
@@ -166,15 +160,14 @@ class Life:
                 return changed
             return within(changed, self._context.limits, before=manifest, now=self._context.clock())
 
-        spend = None if tickets is None else partial(tickets.spend, purge=purge)
-        edit = await self._context.manifests.edit(self.key, checked, written=spend)
+        edit = await self._context.manifests.edit(self.key, checked, written=held)
         if edit.after is None:
             return self._living(edit.before, bound)
         if edit.before is None or edit.before.incarnation != edit.after.incarnation:
             self._context.created.add(self.key)
         self._incarnation = edit.after.incarnation
         self._context.settled(edit.after.named_blobs())
-        await self.discard(edit.dropped_blobs())
+        await self._context.discard(edit.dropped_blobs())
         return edit.after
 
     async def _commit_images(
@@ -208,35 +201,30 @@ class Life:
 
         # so that what can't be kept is not written either; the edit looks again
         within(change(present), self._context.limits, before=present, now=now)
-        written = {name for record in records.values() for name in (record.blob, _keys.thumbnail(record.blob))}
-        self._context.writing(written)
-        try:
-            await self._write_blobs(images, records)
-            manifest = await self._edit(change, bound, incarnation, True, if_revision, tickets)
-        except (*NOT_WRITTEN, QuotaExceededError, RevisionConflictError, SessionNotFoundError):
-            await self.discard(written)
-            raise
-        named = manifest.named_blobs()
-        for slot, record in records.items():
-            if record.blob in named and (image := images[slot].image) is not None:
-                self._context.cache.put(record.blob, image)
-        await self.discard(written - named)
+        written = {blob: size for record in records.values() for blob, size in sizes_of(record).items()}
+
+        async def commit() -> None:
+            self._context.writing(written)
+            try:
+                await self._write_blobs(images, records)
+                manifest = await self._edit(change, bound, incarnation, True, if_revision, tickets.spend)
+            except (*NOT_WRITTEN, QuotaExceededError, RevisionConflictError, SessionNotFoundError):
+                await self._context.discard(written)
+                raise
+            named = manifest.named_blobs()
+            for slot, record in records.items():
+                if record.blob in named and (image := images[slot].image) is not None:
+                    self._context.cache.put(record.blob, image)
+            await self._context.discard({blob: size for blob, size in written.items() if blob not in named})
+
+        await self._context.take_room(sum(written.values()))
+        await self._context.commits.uninterrupted(commit)
         return records
 
     async def _write_blobs(self, images: Mapping[str, Ingested], records: Mapping[str, ImageRecord]) -> None:
         for slot, record in records.items():
             await self._context.blobs.put(record.blob, images[slot].data)
             await self._context.blobs.put(_keys.thumbnail(record.blob), images[slot].thumbnail)
-
-    async def discard(self, blobs: set[str]) -> None:
-        """Delete blobs that no manifest names. What can't be deleted now is an orphan, which the sweep takes."""
-        self._context.settled(blobs)
-        for blob in blobs:
-            self._context.cache.drop(blob)
-            try:
-                await self._context.blobs.delete(blob)
-            except StorageError:
-                _logger.warning("could not delete %s; a later sweep will", blob, exc_info=True)
 
 
 def new_record(image: Ingested, blob: str, now: datetime) -> ImageRecord:

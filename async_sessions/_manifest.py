@@ -96,11 +96,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def named_blobs(self) -> set[str]:
         """The storage names of every image, thumbnail and output that this manifest vouches for."""
-        names = set()
+        return set(self.blob_sizes())
+
+    def blob_sizes(self) -> dict[str, int]:
+        """The bytes of every blob that this manifest names."""
+        sizes = {output.blob: output.byte_size for job in self.jobs.values() for output in job.outputs.values()}
         for record in self._image_records():
-            names |= {record.blob, _keys.thumbnail(record.blob)}
-        names |= {output.blob for job in self.jobs.values() for output in job.outputs.values()}
-        return names
+            sizes |= sizes_of(record)
+        return sizes
 
     def available(self, record: ImageRecord) -> bool:
         """Whether a new job may name `record`: its blob is this session's and not discarded."""
@@ -119,9 +122,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def total_bytes(self) -> int:
         """Images, retired ones too, with their thumbnails, and outputs; each blob once."""
-        images = {record.blob: record.byte_size + record.thumbnail_size for record in self._image_records()}
-        outputs = sum(output.byte_size for job in self.jobs.values() for output in job.outputs.values())
-        return sum(images.values()) + outputs
+        return sum(self.blob_sizes().values())
 
     def image_count(self) -> int:
         """Images that slots hold, that can be put back or that jobs name."""
@@ -214,6 +215,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def sealed(self, revision: str, now: datetime, *, used: bool) -> Manifest:
         """The manifest as it is written: a revision of its own, and `now` as its time."""
         return replace(self, schema=SCHEMA, revision=revision, updated_at=now, used_at=now if used else self.used_at)
+
+
+def sizes_of(record: ImageRecord) -> dict[str, int]:
+    """The bytes of an image's blob and of its thumbnail's."""
+    return {record.blob: record.byte_size, _keys.thumbnail(record.blob): record.thumbnail_size}
 
 
 class _Schema(msgspec.Struct):

@@ -31,11 +31,11 @@ class Edit(NamedTuple):
     before: Manifest | None
     after: Manifest | None
 
-    def dropped_blobs(self) -> set[str]:
-        """Blobs that the manifest stopped naming; the next life of a key shares none with the last."""
-        before = self.before.named_blobs() if self.before else set()
-        after = self.after.named_blobs() if self.after else set()
-        return before - after
+    def dropped_blobs(self) -> dict[str, int]:
+        """The sizes of the blobs that the manifest stopped naming; the next life of a key shares none with the last."""
+        before = self.before.blob_sizes() if self.before else {}
+        after = self.after.blob_sizes() if self.after else {}
+        return {blob: size for blob, size in before.items() if blob not in after}
 
 
 class Manifests:

@@ -33,6 +33,15 @@ def within(manifest: Manifest, limits: Limits, *, before: Manifest, now: datetim
     )
 
 
+def check_size(size: int, images: int, limits: Limits) -> None:
+    """`QuotaExceededError` where a session of so many bytes and images is more than is kept, before anything goes."""
+    if not (_at_most(size, limits.max_session_bytes, 0) and _at_most(images, limits.max_session_images, 0)):
+        raise QuotaExceededError(
+            f"This is more than one session may keep: {_count(limits.max_session_bytes)} bytes and "
+            f"{_count(limits.max_session_images)} images. Leave some of it out, or raise the store's limits."
+        )
+
+
 def _shrinking(manifest: Manifest, now: datetime) -> Iterator[Manifest]:
     yield manifest
     if not any(until > now for until in manifest.pins.values()):

@@ -161,12 +161,23 @@ async def _store_image(draft: Draft, bundle: Bundle, name: str, slot: str | None
 async def _store_output(draft: Draft, bundle: Bundle, name: str) -> OutputRecord:
     file = bundle.contents.files[name]
     return await draft.store_output(
-        _in_thread(bundle.chunks(name)),
+        _Chunks(bundle, name),
         name=file.name or "",
         media_type=file.media_type,
         digest=file.digest,
         byte_size=file.byte_size,
     )
+
+
+class _Chunks:
+    """The bytes of a file of a bundle, which can be read again: where the device was full, after a sweep."""
+
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        self._bundle = bundle
+        self._name = name
+
+    def __aiter__(self) -> AsyncGenerator[bytes]:
+        return _in_thread(self._bundle.chunks(self._name))
 
 
 async def _in_thread(chunks: Iterator[bytes]) -> AsyncGenerator[bytes]:

@@ -128,8 +128,8 @@ class Session:
         now = self._context.clock()
         await self._life.edit(
             lambda manifest: manifest.without_image(slot, now) if tickets.fate(slot) == "current" else None,
-            tickets=tickets,
             if_revision=if_revision,
+            held=tickets.spend,
         )
 
     async def restore_recent(self, digest: str, slot: str) -> ImageRecord:
@@ -143,7 +143,7 @@ class Session:
             restored.append(changed.images[slot])
             return changed if tickets.fate(slot) == "current" else None
 
-        await self._life.edit(change, tickets=tickets)
+        await self._life.edit(change, held=tickets.spend)
         return restored[-1]
 
     async def clear_all_images(self) -> None:
@@ -153,7 +153,7 @@ class Session:
         """
         tickets = self._context.manifests.order(self.key).draw_all()
         now = self._context.clock()
-        await self._life.edit(lambda manifest: manifest.cleared(now), tickets=tickets, purge=True)
+        await self._life.edit(lambda manifest: manifest.cleared(now), held=partial(tickets.spend, purge=True))
 
     async def read_record(self, record: ImageRecord) -> StoredImage:
         """The image that `record` names, whatever its slot holds by now."""
@@ -242,8 +242,8 @@ class Session:
             if not size:
                 raise ValueError(f"The output {name!r} is empty.")
             blob = _keys.new_blob(incarnation, digest)
-            context.writing([blob])
-            await context.with_room(partial(context.blobs.put, blob, data))
+            await context.write(blob, data, size)
+            context.writing([blob])  # for as long as a commit may take, which is to name it
         return OutputRecord(
             name=name, media_type=media_type, digest=digest, byte_size=size, stored_at=context.clock(), blob=blob
         )

@@ -74,7 +74,7 @@ async def test_a_session_begins_with_all_that_its_draft_holds(session_store: Ses
     assert (await session.retrieve_image("start")).getpixel((0, 0)) == (255, 0, 0)
     assert await (await session.read_record(unslotted)).data() == await session.retrieve_bytes("start")
     assert b"".join([chunk async for chunk in session.stream_output(job.outputs["video"])]) == FILM
-    assert draft._written == set()
+    assert draft._written == {}
     await session.store_image(RED, "end")
     assert await session.has_image("start")
 
