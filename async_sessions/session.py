@@ -69,8 +69,9 @@ class Session:
         RGB; others, such as F or HSV, are refused. A file's pixels are stored as they came, but for AVIF and HEIC,
         which become PNG; a PNG of 16-bit colours comes back rounded to 8 bits.
 
-        Of two calls for one slot, the later call wins, however long its decoding takes. `name` is shown to people and
-        is no path. `RevisionConflictError` if `if_revision` is not the session's revision any more.
+        Of two calls for one slot, the later call wins, however long the other's decoding takes. A clear is such a call:
+        what it overtakes was stored for an instant and is gone when its record is returned. `name` is shown to people
+        and is no path. `RevisionConflictError` if `if_revision` is not the session's revision any more.
         """
         tickets = self._draw([slot])
         async with self._ingest({slot: image}, name) as ingested:

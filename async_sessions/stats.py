@@ -40,7 +40,8 @@ class StoreStats(msgspec.Struct, frozen=True, kw_only=True):
     `images` counts those in slots, with `image_bytes`; `recent_bytes` are those that can be put back or that jobs name.
     `state_bytes` is JSON within the manifests. `oldest` and `newest` tell when those sessions began, `longest_unused`
     when that one was last used; `None` where there is none. `unreadable` sessions are in no other number.
-    `max_total_bytes` is the store's limit.
+    `largest_session_bytes` are all blobs of one session. `max_total_bytes` and `max_session_bytes` are the store's
+    limits.
     """
 
     now: datetime
@@ -57,7 +58,9 @@ class StoreStats(msgspec.Struct, frozen=True, kw_only=True):
     oldest: datetime | None = None
     newest: datetime | None = None
     longest_unused: datetime | None = None
+    largest_session_bytes: int = 0
     max_total_bytes: int | None = None
+    max_session_bytes: int | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -68,6 +71,11 @@ class StoreStats(msgspec.Struct, frozen=True, kw_only=True):
     def quota_use(self) -> float | None:
         """`total_bytes` as a part of the limit, above 1 where they exceed it; `None` where there is no limit."""
         return self.total_bytes / self.max_total_bytes if self.max_total_bytes else None
+
+    @property
+    def session_quota_use(self) -> float | None:
+        """`largest_session_bytes` as a part of what one session may keep; `None` where there is no limit."""
+        return self.largest_session_bytes / self.max_session_bytes if self.max_session_bytes else None
 
     def including(self, manifest: Manifest) -> StoreStats:
         """These, and one session more."""
@@ -90,6 +98,7 @@ class StoreStats(msgspec.Struct, frozen=True, kw_only=True):
             oldest=min(self.oldest or manifest.created_at, manifest.created_at),
             newest=max(self.newest or manifest.created_at, manifest.created_at),
             longest_unused=min(self.longest_unused or manifest.used_at, manifest.used_at),
+            largest_session_bytes=max(self.largest_session_bytes, manifest.total_bytes()),
         )
 
 
@@ -97,7 +106,13 @@ async def count(context: StoreContext) -> StoreStats:
     """Read every manifest, one after the other."""
     cache = context.cache
     counted = CacheStats(hits=cache.hits, misses=cache.misses, bytes=cache.size, max_bytes=cache.max_size)
-    stats = StoreStats(now=context.clock(), cache=counted, max_total_bytes=context.limits.max_total_bytes)
+    limits = context.limits
+    stats = StoreStats(
+        now=context.clock(),
+        cache=counted,
+        max_total_bytes=limits.max_total_bytes,
+        max_session_bytes=limits.max_session_bytes,
+    )
     async for listed in context.blobs.list(_keys.MANIFESTS):
         try:
             manifest = await context.manifests.read(_keys.session_key_of(listed.key))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,16 @@ import anyio
 from msgspec.structs import replace
 from PIL import Image
 
-from async_sessions import JobInfo, Session, SessionNotFoundError, SessionStore, open_store
+from async_sessions import (
+    Draft,
+    ImageRecord,
+    JobInfo,
+    OutputRecord,
+    Session,
+    SessionNotFoundError,
+    SessionStore,
+    open_store,
+)
 from async_sessions._tasks import finish_in_thread
 from async_sessions.bundle import export_session, import_session, stream_session
 from async_sessions.testing.cancellation import Run, cancel_everywhere
@@ -53,15 +63,53 @@ async def _export_session(stage: Stage) -> None:
 
 
 async def _import_session(stage: Stage) -> None:
-    await import_session(stage.store, await bundle())
+    await import_session(stage.store, stage.bundle)
 
 
 async def bundle() -> bytes:
-    """The ZIP of a session with two images."""
+    """The ZIP of a session with two images and a finished job that made a film."""
     async with open_store("memory://", cleanup_interval=None) as store:
         session = await store.create_session(model="b")
-        await session.store_images({"start": PINK, "end": BLUE})
-        return b"".join([chunk async for chunk in stream_session(session)])
+        images = await session.store_images({"start": PINK, "end": BLUE})
+        film = await session.store_output(bytes(3_000_000), name="film", media_type="video/mp4")
+        job = finished_job(session.key, Clock().now, {"start": images["start"]}, {"film": film})
+        await session.edit_job(job.id, lambda _: job)
+        return b"".join([chunk async for chunk in stream_session(session, jobs=True)])
+
+
+def finished_job(key: str, at: datetime, inputs: dict[str, ImageRecord], outputs: dict[str, OutputRecord]) -> JobInfo:
+    return JobInfo(
+        id=f"{key}.{'0' * 16}",
+        pipeline="p",
+        inputs=inputs,
+        params={},
+        submitted_at=at,
+        owner="o",
+        status="succeeded",
+        outputs=outputs,
+    )
+
+
+async def _draft(stage: Stage) -> None:
+    async with stage.store.draft({"model": "b"}) as draft:
+        await _put_together(draft, stage.clock.now)
+        await draft.commit()
+
+
+async def _draft_without_a_commit(stage: Stage) -> None:
+    async with stage.store.draft() as draft:
+        await _put_together(draft, stage.clock.now)
+
+
+async def _put_together(draft: Draft, now: datetime) -> None:
+    start = await draft.store_image(PINK, "start")
+    unslotted = await draft.store_image(encoded(BLUE, "PNG"), None)
+    film = b"film" * 100
+    digest = hashlib.sha256(film).hexdigest()
+    output = await draft.store_output(
+        _chunks(film), name="film", media_type="video/mp4", digest=digest, byte_size=len(film)
+    )
+    draft.add_job(finished_job(draft.key, now, {"start": start, "end": unslotted}, {"film": output}))
 
 
 async def _drain(stream: AsyncIterator[object]) -> None:
@@ -79,6 +127,7 @@ class Stage:
         self.clock = clock
         self.session: Session
         self.job: JobInfo
+        self.bundle = b""
         self.stores_outputs = False
         self._before: Content | None = None
         self._after: Content | None = None
@@ -95,17 +144,9 @@ class Stage:
             red = await self.session.store_image(RED, "start")
             await self.session.pin("me", until=self.clock.now + HOUR)
             output = await self.session.store_output(b"made", name="text", media_type="text/plain")
-            self.job = JobInfo(
-                id=f"{self.session.key}.{'0' * 16}",
-                pipeline="p",
-                inputs={"start": red},
-                params={},
-                submitted_at=self.clock.now,
-                owner="o",
-                status="succeeded",
-                outputs={"text": output},
-            )
+            self.job = finished_job(self.session.key, self.clock.now, {"start": red}, {"text": output})
             await self.session.edit_job(self.job.id, lambda _: self.job)
+        self.bundle = self.bundle or await bundle()
         self._before = await self.content()
         self.store._context().cache._images.clear()
         self.stores_outputs = False
@@ -255,6 +296,8 @@ ACTS: dict[str, Act] = {
     "stream_session": lambda stage: _drain(stream_session(stage.session, jobs=True)),
     "export_session": _export_session,
     "import_session": _import_session,
+    "draft": _draft,
+    "draft without a commit": _draft_without_a_commit,
 }
 
 

@@ -154,6 +154,19 @@ def test_stats_counts_what_the_store_holds(root: Path, session: Session) -> None
     assert run("stats", "--root", root).exit_code == 1
 
 
+def test_stats_tells_how_full_the_store_and_its_largest_session_are(root: Path, session: Session) -> None:
+    size = json.loads(run("stats", "--root", root, "--json").stdout)["total_bytes"]
+    limits = ("--max-total-bytes", str(4 * size), "--max-session-bytes", str(2 * size))
+    shown = run("stats", "--root", root, *limits).stdout
+    assert "25% of" in shown
+    assert "50% of" in shown
+    assert "hit" not in shown
+    assert "%" not in run("stats", "--root", root).stdout
+    stats = json.loads(run("stats", "--root", root, *limits, "--json").stdout)
+    assert (stats["quota_use"], stats["session_quota_use"]) == (0.25, 0.5)
+    assert run("stats", "--root", root, "--max-total-bytes", "0").exit_code == 2
+
+
 def test_looking_leaves_every_file_as_it_is(root: Path) -> None:
     clock = Clock()
     clock.advance(days=-3)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -24,13 +25,15 @@ from async_sessions import (
     StorageFullError,
     open_store,
 )
-from async_sessions.blobs.base import BlobData, Expectation
 from async_sessions.bundle import import_session, stream_session
 from async_sessions.testing.fuzz import fuzz
 from tests.clock import Clock
 from tests.faults import FaultyBlobStore, files_below, keys_of
 from tests.simulation import VirtualClock
 from tests.test_quota import finish, noise, size_of_one
+
+if TYPE_CHECKING:
+    from async_sessions.blobs.base import BlobData, Expectation
 
 pytestmark = pytest.mark.anyio
 
@@ -141,32 +144,45 @@ async def test_what_is_deleted_makes_room_at_once() -> None:
                 await session.store_image(noise(4 + number), f"more-{number}")
 
 
-@pytest.mark.parametrize("error", [StorageFullError, QuotaExceededError, asyncio.CancelledError])
+@pytest.mark.parametrize("error", [StorageFullError, asyncio.CancelledError])
 async def test_a_write_that_did_not_happen_takes_no_room(error: type[BaseException]) -> None:
-    """As many as would fill the store many times over."""
+    """As many as would fill the store several times over."""
     blobs = FaultyBlobStore()
-    limits = Limits(max_total_bytes=100_000, max_session_bytes=60_000)
-    async with open_store(blobs, cleanup_interval=None, limits=limits) as store:
+    fails = ""
+
+    def fail(key: str) -> bool:
+        if fails and key.startswith(fails):
+            raise error
+        return False
+
+    async with open_store(blobs, cleanup_interval=None, limits=Limits(max_total_bytes=100_000)) as store:
         session = await store.create_session()
         await session.store_image(noise(1, 100), "start")
-        await session.pin("me", until=store.clock() + HOUR)
-        used = store._context().used
-
-        def fail(key: str) -> bool:
-            raise error
-
-        for _ in range(5):
+        blobs.full_for = fail
+        fails = "blobs/"
+        for _ in range(3):
             with pytest.raises(error):
-                await session.store_image(noise(2, 120), "start") if error is QuotaExceededError else None
-                blobs.full_for = fail
-                await session.store_output(FILM, name="video", media_type="video/mp4")
-            blobs.full_for = lambda key: False
-        assert store._context().used == used
+                await session.store_output(bytes(60_000), name="video", media_type="video/mp4")
         if error is StorageFullError:
-            blobs.full_for = lambda key: key.startswith("manifests/")
-            with pytest.raises(StorageFullError):
-                await session.store_image(noise(2, 50), "end")
-            assert store._context().used == used
+            fails = "manifests/"
+            for _ in range(3):
+                with pytest.raises(error):
+                    await session.store_image(noise(2, 120), "end")
+        fails = ""
+        await session.store_output(bytes(60_000), name="video", media_type="video/mp4")
+        assert store._context().used == (await store.cleanup(dry_run=True)).total_bytes
+
+
+async def test_what_a_session_may_not_keep_takes_no_room_in_the_store() -> None:
+    one = await size_of_one()
+    limits = Limits(max_total_bytes=3 * one, max_session_images=1)
+    async with open_store("memory://", cleanup_interval=None, limits=limits) as store:
+        session = await store.create_session()
+        await session.store_image(noise(1), "start")
+        for _ in range(5):
+            with pytest.raises(QuotaExceededError, match="session is full"):
+                await session.store_image(noise(2), "end")
+        await (await store.create_session()).store_image(noise(2), "start")
 
 
 # --- the device

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from async_sessions import (
     CorruptBlobError,
+    ImageRecord,
     ImageRejectedError,
     InvalidKeyError,
     Limits,
@@ -172,6 +173,30 @@ async def test_clear_all_leaves_nothing_of_an_upload_that_began_before_it(
         await session.clear_all_images()
         gate.set()
     assert await keys_of(session_store.blobs, "blobs/") == set()
+
+
+async def test_an_upload_that_everything_was_cleared_after_is_as_if_it_had_ended_before(session: Session) -> None:
+    """Its record tells what was stored, as that of any image which is cleared later."""
+    before = await session.store_image(RED, "start")
+    await session.clear_all_images()
+    gate, started = anyio.Event(), anyio.Event()
+    overtaken: list[ImageRecord] = []
+
+    async def upload() -> None:
+        overtaken.append(await session.store_image(chunks_after(gate, png(RED), started), "start"))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(upload)
+        await started.wait()
+        await session.clear_all_images()
+        gate.set()
+    assert [record.size for record in overtaken] == [RED.size]
+    for record in (before, *overtaken):
+        with pytest.raises(CorruptBlobError):
+            await (await session.read_record(record)).data()
+    info = await session.info()
+    assert (info.images, info.recent, info.total_bytes) == ({}, (), 0)
+    assert (await session.generation_request("p")).inputs == {}
 
 
 async def test_clear_all_leaves_no_image_on_disk(session: Session, tmp_path: Path) -> None:

@@ -61,6 +61,19 @@ async def test_the_bytes_are_told_as_a_part_of_the_limit(tmp_path: Path) -> None
         assert (await store.stats()).quota_use is None
 
 
+async def test_the_largest_session_is_told_as_a_part_of_what_one_may_keep(tmp_path: Path) -> None:
+    limits = Limits(max_session_bytes=100_000)
+    async with open_store(tmp_path / "root", cleanup_interval=None, limits=limits) as store:
+        large, small = await store.create_session(), await store.create_session()
+        await large.store_images({"start": RED, "end": BLUE})
+        await small.store_image(RED, "start")
+        stats = await store.stats()
+        assert stats.largest_session_bytes == (await large.info()).total_bytes
+        assert stats.session_quota_use == stats.largest_session_bytes / 100_000 > 0
+    async with open_store(tmp_path / "root", limits=Limits(max_session_bytes=None)) as store:
+        assert (await store.stats()).session_quota_use is None
+
+
 async def test_ages_are_those_of_the_oldest_and_of_the_newest_session(tmp_path: Path) -> None:
     clock = Clock()
     async with open_store(tmp_path / "root", cleanup_interval=None, clock=clock) as store:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -11,6 +11,7 @@ from rich.filesize import decimal
 
 from async_sessions._cli.options import DEFAULT_ROOT, DEFAULT_TTL, AsJson, Key, Root, Ttl, on_store, parse_period
 from async_sessions._cli.terminal import PROBLEMS, Output, age, at, plain
+from async_sessions.records import Limits
 from async_sessions.store import SessionStore
 
 if TYPE_CHECKING:
@@ -107,12 +108,24 @@ def image_line(record: ImageRecord) -> str:
     return f"{record.width} x {record.height} {record.media_type}, {decimal(record.byte_size)}{name}"
 
 
-def stats(root: Root = DEFAULT_ROOT, as_json: AsJson = False) -> None:
+def stats(
+    root: Root = DEFAULT_ROOT,
+    max_total_bytes: Annotated[
+        int | None, typer.Option(min=1, envvar="ASYNC_SESSIONS_MAX_TOTAL_BYTES", help="Your app's limit for the store.")
+    ] = None,
+    max_session_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, envvar="ASYNC_SESSIONS_MAX_SESSION_BYTES", help="Your app's limit for one session."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Count what the store holds, by its sessions. Any that can't be read is exit code 1."""
-    found, _ = on_store(root, SessionStore.stats)
+    limits = Limits(max_total_bytes=max_total_bytes, max_session_bytes=max_session_bytes)
+    found, _ = on_store(root, SessionStore.stats, limits=limits)
     output = Output()
     if as_json:
-        output.json([{**msgspec.to_builtins(found), "total_bytes": found.total_bytes}])
+        shares = {name: getattr(found, name) for name in ("total_bytes", "quota_use", "session_quota_use")}
+        output.json([msgspec.to_builtins(found) | shares])
     else:
         output.pairs(counted(found))
     if found.unreadable:
@@ -127,7 +140,8 @@ def counted(found: StoreStats) -> list[tuple[str, str]]:
         ("recent images", decimal(found.recent_bytes)),
         ("thumbnails", decimal(found.thumbnail_bytes)),
         ("results", decimal(found.output_bytes)),
-        ("all files", decimal(found.total_bytes)),
+        ("all files", _share(found.total_bytes, found.max_total_bytes)),
+        ("largest session", _share(found.largest_session_bytes, found.max_session_bytes)),
         ("state", decimal(found.state_bytes)),
         ("jobs", jobs or "-"),
         ("oldest session", at(found.oldest, found.now)),
@@ -137,3 +151,7 @@ def counted(found: StoreStats) -> list[tuple[str, str]]:
     if found.unreadable:
         lines.append(("unreadable", f"{found.unreadable:,} sessions; `async-sessions verify` tells which"))
     return lines
+
+
+def _share(size: int, limit: int | None) -> str:
+    return decimal(size) if limit is None else f"{decimal(size)}, {size / limit:.0%} of {decimal(limit)}"
