@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -112,19 +112,20 @@ class Draft:
     async def discard(self) -> None:
         """Delete what was written, unless a session names it."""
         if self._written:
-            with suppress(StoreClosedError):  # the sweep will do it
+            try:
                 await self._context.commits.uninterrupted(self._undo)
+            except (StorageError, StoreClosedError):
+                _logger.warning("could not delete the draft %s; a later sweep will", self.key, exc_info=True)
 
     async def _undo(self) -> None:
         if self._tried and not self._begun:
             try:
-                return await self._life.bury()  # what failed may have happened, and nobody knows its session's id
+                await self._life.bury()  # what failed may have happened, and nobody knows its session's id
             except SessionNotFoundError:
                 pass
-            except StorageError:
-                _logger.warning("could not delete the draft %s; a later sweep will", self.key, exc_info=True)
-                return None
-        return await self._context.discard(self._written)
+            else:
+                return
+        await self._context.discard(self._written)
 
     def _begin(self) -> None:
         self._begun = True

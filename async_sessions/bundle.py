@@ -90,8 +90,8 @@ async def import_session(
     `source` is a `Path`, bytes, or an async iterator of chunks, which are kept in a nameless temporary file meanwhile;
     it is only read. Every image goes through the checks of `Session.store_image`, and every file has to have the size
     and the digest that the manifest states. `BundleError` says what is wrong with a bundle, also where it has more than
-    `max_bytes` (1 GiB) or `max_files` (2,000, its manifest among them). `QuotaExceededError` where the session outgrows
-    what the store allows.
+    `max_bytes` (1 GiB) or `max_files` (2,000, its manifest among them). `QuotaExceededError` where it is more than the
+    store lets one session keep, or has room for; nothing of it is dropped to make it fit.
     """
     async with opened(source, max_bytes) as file:
         bundle = await anyio.to_thread.run_sync(partial(Bundle, file, max_files=max_files))
