@@ -142,6 +142,7 @@ class StoreContext:
 
         async def write() -> None:
             await self.take_room(size)
+            self.check_open()
             self.writing([blob], seconds=math.inf)
             try:
                 await self.blobs.put(blob, data)

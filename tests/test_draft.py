@@ -27,6 +27,7 @@ from async_sessions import (
 )
 from tests.clock import Clock
 from tests.faults import FaultyBlobStore, keys_of
+from tests.images import encoded
 
 pytestmark = pytest.mark.anyio
 
@@ -147,6 +148,28 @@ async def test_a_draft_outlives_its_store_no_more_than_a_session_does() -> None:
     assert len(await keys_of(blobs)) == 2  # as after a crash: an image and its thumbnail
     async with open_store(blobs) as store:
         await store.cleanup(now=store.clock() + timedelta(hours=2))
+    assert await keys_of(blobs) == set()
+
+
+async def test_nothing_is_written_to_a_store_that_was_left_meanwhile() -> None:
+    blobs = MemoryBlobStore()
+    began, left = anyio.Event(), anyio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        began.set()
+        await left.wait()
+        yield encoded(RED, "PNG")
+
+    async def store_image() -> None:
+        with pytest.raises(StoreClosedError):
+            await draft.store_image(slowly(), "start")
+
+    async with anyio.create_task_group() as group:
+        async with open_store(blobs, cleanup_interval=None) as store:
+            draft = await store.draft().__aenter__()
+            group.start_soon(store_image)
+            await began.wait()
+        left.set()
     assert await keys_of(blobs) == set()
 
 
