@@ -131,10 +131,11 @@ class Life:
         await self._context.commits.uninterrupted(commit)
 
     def _living(self, manifest: Manifest | None, bound: str | None) -> Manifest:
-        return self._context.lifetime.living(manifest, self._context.clock(), bound)
+        return self._context.lifetime.living(manifest, self._context.now(), bound)
 
     def _touch_is_due(self, manifest: Manifest) -> bool:
-        return self._context.clock() - manifest.used_at >= self._context.lifetime.touch_after
+        # either way: a use that was recorded under a clock that was ahead would keep the session for long
+        return abs(self._context.clock() - manifest.used_at) >= self._context.lifetime.touch_after
 
     async def _edit(
         self,
@@ -164,7 +165,7 @@ class Life:
             changed = change(manifest)
             if changed is None or changed is manifest:
                 return changed
-            return within(changed, self._context.limits, before=manifest, now=self._context.clock())
+            return within(changed, self._context.limits, before=manifest, now=self._context.now())
 
         spend = None if tickets is None else partial(tickets.spend, purge=purge)
         edit = await self._context.manifests.edit(self.key, checked, written=spend)
@@ -207,7 +208,7 @@ class Life:
             return manifest
 
         # so that what can't be kept is not written either; the edit looks again
-        within(change(present), self._context.limits, before=present, now=now)
+        within(change(present), self._context.limits, before=present, now=self._context.now())
         written = {name for record in records.values() for name in (record.blob, _keys.thumbnail(record.blob))}
         self._context.writing(written)
         try:

@@ -16,7 +16,6 @@ import anyio
 
 from async_sessions import _keys
 from async_sessions._plan import CleanupReport, Removal, next_due, plan_sweep
-from async_sessions._reckoning import Reckoning
 from async_sessions._sweep import Sweep
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["CleanupReport", "Janitor", "Removal", "plan_sweep"]
 
 FULL_PASS = timedelta(days=1)  # how often every blob is compared with every manifest
-_TOLERANCE = timedelta(minutes=1)  # by which two clocks may differ at least
 _LULL = 10.0  # seconds for which a sweep that made no room is not repeated
 
 _logger = logging.getLogger("async_sessions")
@@ -38,8 +36,7 @@ class Janitor:
         self._context = context
         self._interval = interval
         self._due: dict[str, tuple[datetime, datetime]] = {}  # session key: (modified, next due)
-        tolerance = min(max(interval or _TOLERANCE, _TOLERANCE), context.lifetime.grace / 2)
-        self._reckoning = Reckoning(tolerance, context.lifetime.longest)
+        self._times_set = 0  # the clock, when it was last looked at here
         self._making_room = anyio.Lock()  # guards `_in_vain_until`: one sweep for all who find the store full
         self._in_vain_until = -math.inf
 
@@ -70,10 +67,12 @@ class Janitor:
 
     def _now(self) -> datetime | None:
         """What time it is, for who deletes; `None` where that is in doubt."""
-        now = self._reckoning.now(self._context.clock(), anyio.current_time())
-        if now is None:
-            _logger.warning("the clock was set; nothing is swept, and for %s nothing early", self._reckoning.lasting)
-        return now
+        reckoning = self._context.reckoning
+        now, seen, self._times_set = reckoning.earliest(), self._times_set, reckoning.times_set
+        if self._times_set == seen:
+            return now
+        _logger.warning("the clock was set; nothing is swept, and for %s nothing early", reckoning.lasting)
+        return None
 
     async def sweep(
         self, *, now: datetime, full: bool = False, dry_run: bool = False, wanted: int = 0
