@@ -19,7 +19,7 @@ class Reckoning:
 
     def __init__(self, clock: Callable[[], datetime], tolerance: timedelta, lasting: timedelta) -> None:
         self._clock = clock
-        self._steady: Callable[[], float] = getattr(clock, "steady", anyio.current_time)
+        self.steady: Callable[[], float] = getattr(clock, "steady", anyio.current_time)
         self._tolerance = tolerance
         self.lasting = lasting
         self.times_set = 0
@@ -36,7 +36,7 @@ class Reckoning:
         return max(wall, wall - self._set_by)
 
     def _look(self) -> datetime:
-        wall, steady = self._clock(), self._steady()
+        wall, steady = self._clock(), self.steady()
         last, self._last = self._last, (wall, steady)
         if last is not None:
             ahead = (wall - last[0]) - timedelta(seconds=steady - last[1])

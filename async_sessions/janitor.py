@@ -36,6 +36,7 @@ class Janitor:
         self._context = context
         self._interval = interval
         self._due: dict[str, tuple[datetime, datetime]] = {}  # session key: (modified, next due)
+        self._ahead: dict[str, tuple[datetime, float]] = {}  # see `Sweep`
         self._times_set = 0  # the clock, when it was last looked at here
         self._making_room = anyio.Lock()  # guards `_in_vain_until`: one sweep for all who find the store full
         self._in_vain_until = -math.inf
@@ -81,7 +82,7 @@ class Janitor:
 
         `wanted` bytes are about to be added.
         """
-        sweep = Sweep(self._context, now, dry_run)
+        sweep = Sweep(self._context, now, dry_run, self._ahead)
         unnamed = {info.key: info.size async for info in sweep.aged(_keys.BLOBS)} if full else {}
         present: set[str] = set()
         # Twice where orphans are at stake: a directory that is written to while it is listed may hide an entry once.
@@ -104,8 +105,9 @@ class Janitor:
         await sweep.room(wanted)
         if not dry_run:
             self._context.used = sweep.total_bytes
-            for key in self._due.keys() - present:
-                del self._due[key]
+            for remembered in (self._due, self._ahead):
+                for key in remembered.keys() - present:
+                    del remembered[key]
         report = sweep.report(len(present))
         if report.removed or report.problems:
             _logger.info("swept: %d removed, %d problems", len(report.removed), len(report.problems))

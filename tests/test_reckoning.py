@@ -127,6 +127,38 @@ async def test_what_was_written_under_a_wrong_clock_has_its_time_once_it_is_righ
             assert await red_there(session)
 
 
+async def test_what_was_left_under_a_clock_that_was_ahead_goes_once_it_was_unused_for_long() -> None:
+    clock = Clock()
+    async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
+        clock.now += 5 * YEAR
+        await store.cleanup()
+        left, used = await store.create_session(), await store.create_session()
+        clock.now -= 5 * YEAR
+        await store.cleanup()
+        clock.advance(hours=23)
+        await used.touch()
+        assert (await store.cleanup()).removed == ()
+        clock.advance(hours=2)
+        assert [removal.key for removal in (await store.cleanup()).removed] == [left.key]
+        clock.advance(hours=24)
+        assert [removal.key for removal in (await store.cleanup()).removed] == [used.key]
+        assert await keys_of(store.blobs) == set()
+
+
+async def test_a_periodic_sweep_comes_back_to_what_was_left_under_a_clock_that_was_ahead() -> None:
+    clock = Clock()
+    async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
+        clock.now += 5 * YEAR
+        await store.cleanup()
+        await store.create_session()
+        clock.now -= 5 * YEAR
+        janitor = store._open()[1]
+        for _ in range(28):  # the first look is after the grace
+            clock.advance(hours=1)
+            await janitor.sweep(now=clock.now)
+        assert await keys_of(store.blobs) == set()
+
+
 @JUMPS
 async def test_what_was_written_before_a_wrong_clock_is_set_right_stays(jump: timedelta) -> None:
     clock = Clock()
