@@ -41,7 +41,8 @@ class Reckoning:
         if last is not None:
             ahead = (wall - last[0]) - timedelta(seconds=steady - last[1])
             if abs(ahead) > self._tolerance:
-                self._set_by += ahead
+                together = self._set_by + ahead
+                self._set_by = together if abs(together) > self._tolerance else timedelta()  # set back to the truth
                 self._until = steady + self.lasting.total_seconds()
                 self.times_set += 1
         if self._set_by and steady >= self._until:

@@ -95,7 +95,9 @@ class Janitor:
                 if full or self._is_due(key, listed.modified, now):
                     manifest = await sweep.session(key, unnamed if full else None)
                     if manifest is not None:
-                        due = next_due(manifest, listed.modified, now=now, lifetime=self._context.lifetime)
+                        # as of today, too, where `now` is a day that somebody wants to know about
+                        today = min(now, self._context.now())
+                        due = next_due(manifest, listed.modified, now=today, lifetime=self._context.lifetime)
                         self._due[key] = listed.modified, due
         for blob, size in unnamed.items():
             await sweep.orphan(blob, size)
@@ -120,5 +122,5 @@ class Janitor:
             # maximal age it can: how old the session is only its manifest tells.
             lifetime = self._context.lifetime
             unread = timedelta() if lifetime.max_age is not None else min(lifetime.ttl, lifetime.grace)
-            self._due[key] = seen = modified, modified + unread
+            self._due[key] = seen = modified, min(modified, now) + unread
         return seen[1] <= now

@@ -53,7 +53,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
-def lifetime(**texts: str | None) -> dict[str, timedelta]:
+def lifetime(**texts: str | None) -> dict[str, Any]:
     """The options of `SessionStore` that were given: `ttl`, `max_age`, `grace`."""
     given = {name: text for name, text in texts.items() if text is not None}
     return {name: parse_period(text, f"--{name.replace('_', '-')}") for name, text in given.items()}
