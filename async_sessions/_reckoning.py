@@ -23,7 +23,7 @@ class Reckoning:
         self._tolerance = tolerance
         self.lasting = lasting
         self.times_set = 0
-        self._last: tuple[datetime, float] | None = None
+        self._last = clock(), self.steady()
         self._set_by = timedelta()
         self._until = 0.0
 
@@ -38,13 +38,12 @@ class Reckoning:
     def _look(self) -> datetime:
         wall, steady = self._clock(), self.steady()
         last, self._last = self._last, (wall, steady)
-        if last is not None:
-            ahead = (wall - last[0]) - timedelta(seconds=steady - last[1])
-            if abs(ahead) > self._tolerance:
-                together = self._set_by + ahead
-                self._set_by = together if abs(together) > self._tolerance else timedelta()  # set back to the truth
-                self._until = steady + self.lasting.total_seconds()
-                self.times_set += 1
+        ahead = (wall - last[0]) - timedelta(seconds=steady - last[1])
+        if abs(ahead) > self._tolerance:
+            together = self._set_by + ahead
+            self._set_by = together if abs(together) > self._tolerance else timedelta()  # set back to the truth
+            self._until = steady + self.lasting.total_seconds()
+            self.times_set += 1
         if self._set_by and steady >= self._until:
             self._set_by = timedelta()
         return wall

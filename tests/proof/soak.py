@@ -72,9 +72,9 @@ async def soak(blobs: BlobStore, clock: WallClock, seconds: float, *, every: tim
         assert len(await keys_of(blobs, "blobs/")) == sum(2 * len(records) for _, records in pinned)
     assert jumps[0] > 1
     return (
-        f"{len(watched.begun)} sweeps in {seconds:g} s, {users} readers and writers, 4 pins, a clock set by -10 or +5 years "
-        f"and back {jumps[0]} times: {done[0]} operations, 0 images that were in use gone; {watched.gone} of "
-        f"{watched.gone} sessions left alone gone, 0 early, with sweep {watched.latest} after their time at the latest"
+        f"{len(watched.begun)} sweeps in {seconds:g} s, {users} readers and writers, 4 pins, a clock set by -10 or +5 "
+        f"years and back {jumps[0]} times: {done[0]} operations, 0 images that were in use gone; {watched.gone} of "
+        f"{watched.gone} sessions left alone gone, 0 early, sweep {watched.latest} after their time took the last"
     )
 
 
