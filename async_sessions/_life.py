@@ -134,8 +134,10 @@ class Life:
         return self._context.lifetime.living(manifest, self._context.now(), bound)
 
     def _touch_is_due(self, manifest: Manifest) -> bool:
-        # either way: a use that was recorded under a clock that was ahead would keep the session for long
-        return abs(self._context.clock() - manifest.used_at) >= self._context.lifetime.touch_after
+        now = self._context.clock()
+        # one that was used in the future shows its uses by when it was written: see `Sweep`
+        last = manifest.used_at if manifest.used_at <= now else manifest.updated_at
+        return abs(now - last) >= self._context.lifetime.touch_after
 
     async def _edit(
         self,

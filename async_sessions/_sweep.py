@@ -28,8 +28,8 @@ _logger = logging.getLogger("async_sessions")
 class Sweep:
     """One pass at `now`; with `dry_run` it only reads.
 
-    `ahead` is what the sweeps of a store remember of sessions that were used in the future: the use, and when it was
-    first seen, in seconds of the steady clock.
+    `ahead` is what the sweeps of a store remember of sessions that were used in the future: when they were written
+    last, and when that was first seen, in seconds of the steady clock.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Sweep:
         if manifest.used_at <= now + _AHEAD:
             self._ahead.pop(manifest.key, None)
             return manifest
-        used_at, seen = self._ahead.get(manifest.key, (None, steady))
-        if used_at != manifest.used_at:
+        written, seen = self._ahead.get(manifest.key, (None, steady))
+        if written != manifest.updated_at:
             seen = steady
-        self._ahead[manifest.key] = manifest.used_at, seen
+        self._ahead[manifest.key] = manifest.updated_at, seen
         since = now - timedelta(seconds=steady - seen)
         return replace(manifest, used_at=since, created_at=min(manifest.created_at, since))
 

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from async_sessions import JobInfo, Session, SessionNotFoundError, SessionStore, open_store
+from async_sessions import JobInfo, MemoryBlobStore, Session, SessionNotFoundError, SessionStore, open_store
 from async_sessions._reckoning import Reckoning
 from tests.clock import Clock
 from tests.faults import keys_of
@@ -108,6 +108,7 @@ async def test_a_visit_finds_what_was_there_before_the_clock_was_set(jump: timed
             await store.cleanup()
             clock.now -= set_back
         clock.advance(hours=26)
+        await store.cleanup()
         with pytest.raises(SessionNotFoundError):
             await store.restore_session(created.id)
         assert not await (await store.session_for("ada")).has_image("start")
@@ -156,6 +157,43 @@ async def test_a_periodic_sweep_comes_back_to_what_was_left_under_a_clock_that_w
         for _ in range(28):  # the first look is after the grace
             clock.advance(hours=1)
             await janitor.sweep(now=clock.now)
+        assert await keys_of(store.blobs) == set()
+
+
+async def test_a_machine_whose_clock_is_behind_makes_no_session_older_that_it_uses() -> None:
+    clock, behind, blobs = Clock(), Clock(), MemoryBlobStore()
+    behind.advance(-10 * YEAR)
+    async with (
+        open_store(blobs, clock=clock, cleanup_interval=None) as store,
+        open_store(blobs, clock=behind, cleanup_interval=None) as other,
+    ):
+        read, written = await store.create_session(), await store.create_session()
+        for session in (read, written):
+            await session.store_image(RED, "start")
+        assert await red_there(await other.open_by_key(read.key))
+        await (await other.open_by_key(written.key)).store_image(BLUE, "end")
+        clock.advance(hours=23)
+        await store.cleanup()
+        assert await red_there(read)
+        assert await red_there(written)
+
+
+async def test_what_was_used_under_a_clock_that_was_ahead_stays_as_long_as_it_is_used() -> None:
+    clock = Clock()
+    async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
+        clock.now += 5 * YEAR
+        session = await store.create_session()
+        await session.store_image(RED, "start")
+        clock.now -= 5 * YEAR
+        for _ in range(60):
+            clock.advance(hours=1)
+            await store.cleanup()
+            assert await red_there(session)
+        for hours in (0, 24):
+            clock.advance(hours=hours)
+            assert (await store.cleanup()).removed == ()
+        clock.advance(hours=2)
+        await store.cleanup()
         assert await keys_of(store.blobs) == set()
 
 

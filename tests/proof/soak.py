@@ -213,8 +213,9 @@ async def _go_on(session: Session, rng: random.Random, done: list[int]) -> None:
 
 async def _leave(store: SessionStore, watched: Watched, clock: WallClock) -> None:
     while True:
+        ahead = clock.ahead
         session = await store.create_session()
-        before, ahead = anyio.current_time(), clock.ahead
+        before, ahead = anyio.current_time(), max(ahead, clock.ahead)
         try:
             await session.store_image(Image.new("RGB", (16, 16), "red"), "start")
         finally:
