@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from async_sessions._manifest import Lifetime
     from async_sessions._manifests import Manifests
     from async_sessions._reading import Reader
+    from async_sessions._reckoning import Reckoning
     from async_sessions._tasks import Commits
     from async_sessions.blobs.base import BlobData, BlobStore
     from async_sessions.records import Limits
@@ -43,7 +44,8 @@ _logger = logging.getLogger("async_sessions")
 class StoreContext:
     """Made when a store is entered, closed when it is left. Belongs to one event loop.
 
-    `created` names the sessions that this process made.
+    `created` names the sessions that this process made. What time it is has two answers, which differ where the clock
+    was set: `clock` for what is written down, `now` for who judges what is over.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class StoreContext:
         commits: Commits,
         cpu: CapacityLimiter,
         budget: PixelBudget,
-        clock: Callable[[], datetime],
+        reckoning: Reckoning,
         lifetime: Lifetime,
         limits: Limits,
         slots: frozenset[str] | None,
@@ -68,7 +70,7 @@ class StoreContext:
         self.commits = commits
         self.cpu = cpu
         self.budget = budget
-        self.clock = clock
+        self.reckoning = reckoning
         self.lifetime = lifetime
         self.limits = limits
         self.sweep_for_room: Callable[[int], Awaitable[None]] = _keep_all  # the janitor's, once there is one
@@ -77,6 +79,12 @@ class StoreContext:
         self.created: set[str] = set()
         self._slots = slots
         self._open = True
+
+    def clock(self) -> datetime:
+        return self.reckoning.latest()
+
+    def now(self) -> datetime:
+        return self.reckoning.earliest()
 
     def close(self) -> None:
         self._open = False

@@ -126,10 +126,13 @@ class Life:
         await self._context.commits.uninterrupted(commit)
 
     def _living(self, manifest: Manifest | None, bound: str | None) -> Manifest:
-        return self._context.lifetime.living(manifest, self._context.clock(), bound)
+        return self._context.lifetime.living(manifest, self._context.now(), bound)
 
     def _touch_is_due(self, manifest: Manifest) -> bool:
-        return self._context.clock() - manifest.used_at >= self._context.lifetime.touch_after
+        now = self._context.clock()
+        # one that was used in the future shows its uses by when it was written: see `Sweep`
+        last = manifest.used_at if manifest.used_at <= now else manifest.updated_at
+        return abs(now - last) >= self._context.lifetime.touch_after
 
     async def _edit(
         self,
@@ -158,7 +161,7 @@ class Life:
             changed = change(manifest)
             if changed is None or changed is manifest:
                 return changed
-            return within(changed, self._context.limits, before=manifest, now=self._context.clock())
+            return within(changed, self._context.limits, before=manifest, now=self._context.now())
 
         edit = await self._context.manifests.edit(self.key, checked, written=held)
         if edit.after is None:
@@ -200,7 +203,7 @@ class Life:
             return manifest
 
         # so that what can't be kept is not written either; the edit looks again
-        within(change(present), self._context.limits, before=present, now=now)
+        within(change(present), self._context.limits, before=present, now=self._context.now())
         written = {blob: size for record in records.values() for blob, size in sizes_of(record).items()}
 
         async def commit() -> None:

@@ -213,8 +213,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return replace(self, buried=True, images={}, retired=(), state={}, jobs={}, pins={})
 
     def sealed(self, revision: str, now: datetime, *, used: bool) -> Manifest:
-        """The manifest as it is written: a revision of its own, and `now` as its time."""
-        return replace(self, schema=SCHEMA, revision=revision, updated_at=now, used_at=now if used else self.used_at)
+        """The manifest as it is written: a revision of its own, and `now` as its time.
+
+        A clock that is behind makes no session older than others have seen it.
+        """
+        used_at = max(self.used_at, now) if used else self.used_at
+        return replace(self, schema=SCHEMA, revision=revision, updated_at=now, used_at=used_at)
 
 
 def sizes_of(record: ImageRecord) -> dict[str, int]:

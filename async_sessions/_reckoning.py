@@ -1,34 +1,49 @@
-"""What time a periodic sweep goes by, on a machine whose clock is set while it runs."""
+"""What time it is, on a machine whose clock may be set while the store is open."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
+
+import anyio
 
 
 class Reckoning:
-    """The wall clock, checked against a steady one, which nobody can set.
+    """The wall clock, checked against a steady one, which nobody can set: `clock.steady()`, or else the event loop's.
 
-    Where the two disagree by more than `tolerance` since the last look, the wall clock was set: that sweep is to be
-    skipped. For `lasting` after that, for as long as anything is kept that nobody uses, the time is the earlier of the
-    wall clock's and of what it would be had nobody set it: nothing goes early, whichever of the two is right.
+    Where the two disagree by more than `tolerance` since the last look, the wall clock was set, and nobody knows
+    whether it was right before or is now. Both are then possible, for `lasting`: for as long as anything is kept that
+    nobody uses. `earliest` is for who judges what is over, `latest` for what is written down: nothing goes early,
+    whichever of the two is right.
     """
 
-    def __init__(self, tolerance: timedelta, lasting: timedelta) -> None:
+    def __init__(self, clock: Callable[[], datetime], tolerance: timedelta, lasting: timedelta) -> None:
+        self._clock = clock
+        self.steady: Callable[[], float] = getattr(clock, "steady", anyio.current_time)
         self._tolerance = tolerance
         self.lasting = lasting
-        self._last: tuple[datetime, float] | None = None
+        self.times_set = 0
+        self._last = clock(), self.steady()
         self._set_by = timedelta()
         self._until = 0.0
 
-    def now(self, wall: datetime, steady: float) -> datetime | None:
-        """The time to sweep at; `None` if the clock was just set. `steady` is in seconds."""
-        last, self._last = self._last, (wall, steady)
-        if last is not None:
-            ahead = (wall - last[0]) - timedelta(seconds=steady - last[1])
-            if abs(ahead) > self._tolerance:
-                self._set_by += ahead
-                self._until = steady + self.lasting.total_seconds()
-                return None
-        if steady >= self._until:
-            self._set_by = timedelta()
+    def earliest(self) -> datetime:
+        wall = self._look()
         return min(wall, wall - self._set_by)
+
+    def latest(self) -> datetime:
+        wall = self._look()
+        return max(wall, wall - self._set_by)
+
+    def _look(self) -> datetime:
+        wall, steady = self._clock(), self.steady()
+        last, self._last = self._last, (wall, steady)
+        ahead = (wall - last[0]) - timedelta(seconds=steady - last[1])
+        if abs(ahead) > self._tolerance:
+            together = self._set_by + ahead
+            self._set_by = together if abs(together) > self._tolerance else timedelta()  # set back to the truth
+            self._until = steady + self.lasting.total_seconds()
+            self.times_set += 1
+        if self._set_by and steady >= self._until:
+            self._set_by = timedelta()
+        return wall

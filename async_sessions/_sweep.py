@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from async_sessions import _keys
 from async_sessions._plan import FULL_SHARE, CleanupReport, Removal, Usage, idle, plan_room, plan_sweep
@@ -25,12 +26,19 @@ _logger = logging.getLogger("async_sessions")
 
 
 class Sweep:
-    """One pass at `now`; with `dry_run` it only reads."""
+    """One pass at `now`; with `dry_run` it only reads.
 
-    def __init__(self, context: StoreContext, now: datetime, dry_run: bool) -> None:
+    `ahead` is what the sweeps of a store remember of sessions that were used in the future: when they were written
+    last, and when that was first seen, in seconds of the steady clock.
+    """
+
+    def __init__(
+        self, context: StoreContext, now: datetime, dry_run: bool, ahead: dict[str, tuple[datetime, float]]
+    ) -> None:
         self._context = context
         self._now = now
         self._dry_run = dry_run
+        self._ahead = ahead
         self._removed: list[Removal] = []
         self._problems: list[str] = []
         self.total_bytes: int | None = None  # of all blobs, once `room` has counted them
@@ -65,7 +73,7 @@ class Sweep:
             _strike(manifest, unnamed)
             if manifest.updated_at > self._now + _AHEAD:
                 self._problems.append(f"Session {key} was written in the future, {manifest.updated_at}: set the clock.")
-            plan = plan_sweep(manifest, now=self._now, lifetime=self._context.lifetime)
+            plan = plan_sweep(self._as_seen(manifest), now=self._now, lifetime=self._context.lifetime)
             if plan.expired is not None:
                 return await self._expire(manifest, version, plan.expired)
             if plan.retired:
@@ -82,7 +90,20 @@ class Sweep:
             if unnamed is not None:
                 unnamed.clear()  # a session that can't be read may name any of them
             return None
-        return manifest
+        return self._as_seen(manifest)
+
+    def _as_seen(self, manifest: Manifest) -> Manifest:
+        """`manifest`; one that was used in the future, under a clock that was ahead, as unused since that was seen."""
+        now, steady = self._context.now(), self._context.reckoning.steady()
+        if manifest.used_at <= now + _AHEAD:
+            self._ahead.pop(manifest.key, None)
+            return manifest
+        written, seen = self._ahead.get(manifest.key, (None, steady))
+        if written != manifest.updated_at:
+            seen = steady
+        self._ahead[manifest.key] = manifest.updated_at, seen
+        since = now - timedelta(seconds=steady - seen)
+        return replace(manifest, used_at=since, created_at=min(manifest.created_at, since))
 
     async def orphan(self, blob: str, size: int) -> None:
         await self._delete(Removal("orphan", blob, "no session names it", size))

@@ -39,7 +39,7 @@ class Verification:
     def __init__(self, context: StoreContext, repair: Repair | None) -> None:
         self._context = context
         self._repair = repair
-        self._now = context.clock()
+        self._now = context.now()
         self._findings: list[Finding] = []
         self._incarnations: set[str] = set()  # of all sessions that were looked at
         self._damaged: dict[str, Finding] = {}  # manifests

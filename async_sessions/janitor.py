@@ -16,7 +16,6 @@ import anyio
 
 from async_sessions import _keys
 from async_sessions._plan import CleanupReport, Removal, next_due, plan_sweep
-from async_sessions._reckoning import Reckoning
 from async_sessions._sweep import Sweep
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["CleanupReport", "Janitor", "Removal", "plan_sweep"]
 
 FULL_PASS = timedelta(days=1)  # how often every blob is compared with every manifest
-_TOLERANCE = timedelta(minutes=1)  # by which two clocks may differ at least
 _LULL = 10.0  # seconds for which a sweep that made no room is not repeated
 
 _logger = logging.getLogger("async_sessions")
@@ -38,8 +36,8 @@ class Janitor:
         self._context = context
         self._interval = interval
         self._due: dict[str, tuple[datetime, datetime]] = {}  # session key: (modified, next due)
-        tolerance = min(max(interval or _TOLERANCE, _TOLERANCE), context.lifetime.grace / 2)
-        self._reckoning = Reckoning(tolerance, context.lifetime.longest)
+        self._ahead: dict[str, tuple[datetime, float]] = {}  # see `Sweep`
+        self._times_set = 0  # the clock, when it was last looked at here
         self._making_room = anyio.Lock()  # guards `_in_vain_until`: one sweep for all who find the store full
         self._in_vain_until = -math.inf
 
@@ -70,10 +68,12 @@ class Janitor:
 
     def _now(self) -> datetime | None:
         """What time it is, for who deletes; `None` where that is in doubt."""
-        now = self._reckoning.now(self._context.clock(), anyio.current_time())
-        if now is None:
-            _logger.warning("the clock was set; nothing is swept, and for %s nothing early", self._reckoning.lasting)
-        return now
+        reckoning = self._context.reckoning
+        now, seen, self._times_set = reckoning.earliest(), self._times_set, reckoning.times_set
+        if self._times_set == seen:
+            return now
+        _logger.warning("the clock was set; nothing is swept, and for %s nothing early", reckoning.lasting)
+        return None
 
     async def sweep(
         self, *, now: datetime, full: bool = False, dry_run: bool = False, wanted: int = 0
@@ -82,7 +82,7 @@ class Janitor:
 
         `wanted` bytes are about to be added.
         """
-        sweep = Sweep(self._context, now, dry_run)
+        sweep = Sweep(self._context, now, dry_run, self._ahead)
         unnamed = {info.key: info.size async for info in sweep.aged(_keys.BLOBS)} if full else {}
         present: set[str] = set()
         # Twice where orphans are at stake: a directory that is written to while it is listed may hide an entry once.
@@ -95,7 +95,9 @@ class Janitor:
                 if full or self._is_due(key, listed.modified, now):
                     manifest = await sweep.session(key, unnamed if full else None)
                     if manifest is not None:
-                        due = next_due(manifest, listed.modified, now=now, lifetime=self._context.lifetime)
+                        # as of today, too, where `now` is a day that somebody wants to know about
+                        today = min(now, self._context.now())
+                        due = next_due(manifest, listed.modified, now=today, lifetime=self._context.lifetime)
                         self._due[key] = listed.modified, due
         for blob, size in unnamed.items():
             await sweep.orphan(blob, size)
@@ -105,8 +107,9 @@ class Janitor:
         await sweep.room(wanted)
         if not dry_run:
             self._context.used = sweep.total_bytes
-            for key in self._due.keys() - present:
-                del self._due[key]
+            for remembered in (self._due, self._ahead):
+                for key in remembered.keys() - present:
+                    del remembered[key]
         report = sweep.report(len(present))
         if report.removed or report.problems:
             _logger.info("swept: %d removed, %d problems", len(report.removed), len(report.problems))
@@ -119,5 +122,5 @@ class Janitor:
             # maximal age it can: how old the session is only its manifest tells.
             lifetime = self._context.lifetime
             unread = timedelta() if lifetime.max_age is not None else min(lifetime.ttl, lifetime.grace)
-            self._due[key] = seen = modified, modified + unread
+            self._due[key] = seen = modified, min(modified, now) + unread
         return seen[1] <= now

@@ -136,7 +136,7 @@ class Session:
     async def restore_recent(self, digest: str, slot: str) -> ImageRecord:
         """Put a replaced or cleared image back into `slot`. `SlotEmptyError` once it is past the store's `grace`."""
         tickets = self._draw([slot])
-        now, grace = self._context.clock(), self._context.lifetime.grace
+        now, grace = self._context.now(), self._context.lifetime.grace
         restored: list[ImageRecord] = []
 
         def change(manifest: Manifest) -> Manifest | None:
@@ -163,7 +163,7 @@ class Session:
 
     async def info(self) -> SessionInfo:
         """One consistent snapshot."""
-        return (await self._life.read()).info(self._context.lifetime, self._context.clock())
+        return (await self._life.read()).info(self._context.lifetime, self._context.now())
 
     async def update_state(self, **values: JSON) -> SessionInfo:
         """Merge `values` into the session's state. `QuotaExceededError` above `Limits.max_state_bytes` of JSON.
@@ -183,7 +183,7 @@ class Session:
         async with order.states:
             await self._context.manifests.code(partial(check_state, values, limit))
             manifest = await self._life.edit(merged, creates=True)
-        return manifest.info(self._context.lifetime, self._context.clock())
+        return manifest.info(self._context.lifetime, self._context.now())
 
     async def touch(self) -> None:
         """Record a use, so that the session lives on; written at most every 24th part of the store's `ttl`."""

@@ -21,6 +21,7 @@ from async_sessions._draft import Draft, drafted
 from async_sessions._manifest import Lifetime
 from async_sessions._manifests import Manifests
 from async_sessions._reading import Reader
+from async_sessions._reckoning import Reckoning
 from async_sessions._repair import Repair
 from async_sessions._tasks import COMMIT_DEADLINE, Commits, utc_now
 from async_sessions._verification import Progress, Verification
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 _LEAST_PERIOD = timedelta(milliseconds=1)
 _LONGEST_PERIOD = timedelta(days=36_500)
+_TOLERANCE = timedelta(minutes=1)  # by which two clocks may differ at least
 
 _logger = logging.getLogger("async_sessions")
 
@@ -55,7 +57,9 @@ class SessionStore(AsyncContextManagerMixin):
     `cleanup_interval`; `None` turns it off. `slots` restricts slot names. `cache_bytes` bounds the decoded images kept
     in memory, for the whole store, at 4 bytes a pixel; `decode_pixels`, at as many, what is taken at one time to
     decode, encode and convert images: beyond it calls wait for each other. The files that they have read by then are
-    not counted. `clock` tells the time in UTC.
+    not counted. `clock` tells the time in UTC. Where it disagrees with how much time has passed, by the event loop's
+    clock or by its own `steady()` in seconds, it was set, and for as long as anything is kept unused, nothing goes that
+    is over by the one alone.
 
     Leaving finishes what is being committed; with `delete_on_close` it also deletes the sessions that this object
     created and that no unfinished job needs.
@@ -191,16 +195,18 @@ class SessionStore(AsyncContextManagerMixin):
             except (StorageError, InvalidKeyError) as error:
                 _logger.warning("session %s is left out: %s", key, error)
                 continue
-            now = self._clock()
+            now = context.now()
             if manifest is not None and self._lifetime.alive(manifest, now):
                 yield manifest.info(self._lifetime, now)
 
     async def cleanup(self, *, now: datetime | None = None, dry_run: bool = False) -> CleanupReport:
         """Sweep everything, as of `now`. `dry_run` returns the same report and touches nothing.
 
+        `now` is obeyed. Without one, it is the store's: the clock's, unless that was set since the store was opened.
         What other processes are writing is known by its age only: don't set `now` into the future while they do.
         """
-        return await self._open()[1].sweep(now=now or self._clock(), full=True, dry_run=dry_run)
+        context, janitor = self._open()
+        return await janitor.sweep(now=now or context.now(), full=True, dry_run=dry_run)
 
     async def verify(self, *, repair: bool = False, progress: Progress | None = None) -> VerifyReport:
         """Read every byte that a session names and look for what none does; see `Finding` for what is found.
@@ -228,15 +234,17 @@ class SessionStore(AsyncContextManagerMixin):
         cpu = anyio.CapacityLimiter(os.cpu_count() or 1)
         budget = PixelBudget(self._decode_pixels)
         cache = ImageCache(self._cache_bytes)
+        tolerance = min(max(self._interval or _TOLERANCE, _TOLERANCE), self._lifetime.grace / 2)
+        reckoning = Reckoning(self._clock, tolerance, self._lifetime.longest)
         return StoreContext(
             blobs=self.blobs,
-            manifests=Manifests(self.blobs, self._clock),
+            manifests=Manifests(self.blobs, reckoning.latest),
             reader=Reader(self.blobs, cache, cpu, budget, commits),
             cache=cache,
             commits=commits,
             cpu=cpu,
             budget=budget,
-            clock=self._clock,
+            reckoning=reckoning,
             lifetime=self._lifetime,
             limits=self.limits,
             slots=self._slots,
@@ -244,7 +252,7 @@ class SessionStore(AsyncContextManagerMixin):
 
     async def _existing(self, key: str, session_id: str | None) -> Session:
         context = self._context()
-        manifest = self._lifetime.living(await context.manifests.read(key), self._clock())
+        manifest = self._lifetime.living(await context.manifests.read(key), context.now())
         return Session(context, key, session_id=session_id, incarnation=manifest.incarnation)
 
     async def _delete_created(self, context: StoreContext) -> None:

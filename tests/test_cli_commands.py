@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -189,6 +190,52 @@ def test_cleanup_removes_what_expired_and_a_dry_run_only_says_so(root: Path) -> 
     assert files_below(root, "manifests") == []
 
 
+async def replace_an_image(store: SessionStore) -> Session:
+    session = await store.create_session()
+    for color in ("red", "blue"):
+        await session.store_image(Image.new("RGB", (8, 8), color), "start")
+    return session
+
+
+def test_the_periods_of_the_app_are_obeyed_given_as_options_or_in_the_environment(root: Path) -> None:
+    clock = Clock()
+    clock.advance(hours=-3)
+    key = on(root, replace_an_image, clock=clock).key
+
+    def would_go(*options: str, **environment: str) -> list[str]:
+        report = json.loads(run("cleanup", "--dry-run", "--json", "--root", root, *options, **environment).stdout)
+        return [removal["kind"] for removal in report["removed"]]
+
+    assert would_go() == ["image", "image"]
+    assert would_go("--grace", "4h") == would_go(ASYNC_SESSIONS_GRACE="4h") == []
+    assert would_go("--max-age", "2h") == would_go(ASYNC_SESSIONS_MAX_AGE="2h") == ["session"]
+    assert would_go("--max-age", "2h", "--grace", "4h", ASYNC_SESSIONS_MAX_AGE="1d") == ["session"]
+    assert would_go("--ttl", "1h", "--grace", "4h") == would_go(ASYNC_SESSIONS_TTL="1h") == ["session"]
+    assert key in run("ls", "--root", root).stdout
+    assert key not in run("ls", "--root", root, "--max-age", "2h").stdout
+    assert "recent start" not in run("show", key, "--root", root).stdout
+    assert "recent start" in run("show", key, "--root", root, "--grace", "4h").stdout
+    assert run("show", key, "--root", root, "--max-age", "2h").exit_code == 2
+
+
+def test_verify_spares_what_is_younger_than_the_grace_of_the_app(root: Path, session: Session) -> None:
+    blob = on(root, open_by(session.key)).images["start"].blob
+    orphan = root / blob.replace(Path(blob).name, f"{'1' * 64}.{'2' * 16}")
+    orphan.write_bytes(b"being written")
+    hours_ago = time.time() - 3 * 3600
+    os.utime(orphan, (hours_ago, hours_ago))
+    assert run("verify", "--repair", "--root", root, "--grace", "4h").exit_code == 0
+    assert run("verify", "--repair", "--root", root, ASYNC_SESSIONS_GRACE="4h").exit_code == 0
+    assert orphan.exists()
+    assert run("verify", "--repair", "--root", root).exit_code == 1
+    assert not orphan.exists()
+
+
+@pytest.mark.parametrize("command", ["cleanup", "verify"])
+def test_help_says_that_the_periods_are_the_apps(command: str) -> None:
+    assert "must be what your app opens the store with" in " ".join(run(command, "--help").stdout.split())
+
+
 def test_cleanup_that_could_not_judge_a_session_is_exit_code_1(root: Path, session: Session) -> None:
     (root / "manifests" / session.key[:2] / f"{session.key}.json").write_bytes(b"{")
     done = run("cleanup", "--root", root)
@@ -279,6 +326,9 @@ def test_a_root_that_holds_no_store_is_one_sentence_and_stays_as_it_is(
         ("ls", "--root", "a\x00b"),
         ("ls", "--ttl", "soon"),
         ("ls", "--ttl", "99999999999d"),
+        ("cleanup", "--grace", "soon"),
+        ("cleanup", "--grace", "1s"),
+        ("cleanup", "--max-age", "0d"),
         ("ls", "--ttl", "4000000d"),
         ("show", "../../etc/passwd"),
         ("show", "f" * 32),

@@ -23,8 +23,11 @@ from async_sessions import (
 from async_sessions._manifest import Lifetime, Manifest
 from async_sessions.janitor import plan_sweep
 from async_sessions.testing.cancellation import Run, cancel_everywhere
-from tests.clock import Clock
+from async_sessions.testing.fuzz import fuzz
+from tests.clock import Clock, WallClock
 from tests.faults import FaultyBlobStore, files_below, keys_of, named_blobs
+from tests.proof.soak import soak
+from tests.simulation import VirtualBlobStore, VirtualClock
 
 pytestmark = pytest.mark.anyio
 
@@ -322,6 +325,35 @@ async def test_a_quiet_sweep_reads_no_manifest() -> None:
         blobs.inner.get = counted  # type: ignore[method-assign]
         await janitor.sweep(now=store.clock())
         assert reads == []
+
+
+async def sweeps_under_a_clock_that_is_set() -> None:
+    clock = WallClock(VirtualClock())
+    await soak(VirtualBlobStore(clock), clock, 8, every=timedelta(milliseconds=100), users=1)
+
+
+def test_under_a_clock_that_is_set_to_and_fro_nothing_goes_early_and_what_expired_goes_soon() -> None:
+    fuzz(sweeps_under_a_clock_that_is_set, seeds=range(3))
+
+
+async def test_what_a_dry_run_in_the_future_looked_at_goes_when_its_time_has_come() -> None:
+    clock = Clock()
+    async with open_store("memory://", cleanup_interval=None, clock=clock) as store:
+        await store.create_session()
+        await store.cleanup(now=clock.now + 2 * DAY, dry_run=True)
+        clock.advance(hours=26)
+        assert [removal.kind for removal in (await store._open()[1].sweep(now=clock.now)).removed] == ["session"]
+
+
+async def test_a_file_that_is_no_session_among_the_sessions_ends_no_sweep(tmp_path: Path) -> None:
+    clock = Clock()
+    async with open_store(tmp_path / "root", cleanup_interval=None, clock=clock) as store:
+        session = await store.create_session()
+        await store.blobs.put(f"manifests/{session.key[:2]}/copy-of-{session.key}.json", b"{}")
+        await store.blobs.put("manifests/note", b"hello")
+        clock.advance(hours=26)
+        report = await store.cleanup()
+        assert [removal.key for removal in report.removed] == [session.key]
 
 
 def test_a_plan_is_made_from_its_arguments_alone() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import anyio
@@ -20,7 +19,6 @@ from async_sessions import (
     StorageFullError,
     open_store,
 )
-from async_sessions._reckoning import Reckoning
 from tests.clock import Clock
 from tests.faults import files_below, keys_of
 
@@ -254,61 +252,7 @@ async def test_an_upload_goes_through_once_a_sweep_has_made_room() -> None:
     async with open_store(Device(), clock=clock, cleanup_interval=None) as store:
         for number in range(2):
             await (await store.create_session()).store_image(noise(number), "start")
-        clock.now += timedelta(days=2)
+        clock.advance(days=2)
         session = await store.create_session()
         await session.store_image(noise(2), "start")
         assert (await session.retrieve_image("start")).tobytes() == noise(2).tobytes()
-
-
-START = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def reckoning() -> Callable[[timedelta, float], datetime | None]:
-    """`now(ahead, seconds)`: what is reckoned `seconds` after START where the wall clock is `ahead` of the truth."""
-    reckoned = Reckoning(timedelta(minutes=1), timedelta(hours=25))
-    return lambda ahead, seconds: reckoned.now(START + ahead + timedelta(seconds=seconds), seconds)
-
-
-YEAR = timedelta(days=365)
-NOTHING = timedelta()
-
-
-def test_a_clock_that_nobody_sets_is_believed() -> None:
-    now = reckoning()
-    for seconds in (0.0, 1.0, 90_000.0, 90_001.0):
-        assert now(timedelta(seconds=seconds / 10_000), seconds) == START + timedelta(seconds=seconds * 1.0001)
-
-
-@pytest.mark.parametrize("jump", [5 * YEAR, -10 * YEAR, timedelta(hours=2)])
-def test_after_a_jump_nothing_is_early_until_all_that_is_kept_was_written_since(jump: timedelta) -> None:
-    now = reckoning()
-    assert now(NOTHING, 0) == START
-    assert now(jump, 60) is None
-    for seconds in (120.0, 90_000.0):
-        assert now(jump, seconds) == START + timedelta(seconds=seconds) + min(jump, NOTHING)
-    assert now(jump, 60 + 25 * 3600) == START + jump + timedelta(seconds=60 + 25 * 3600)
-
-
-def test_a_clock_that_is_set_back_to_the_truth_is_believed_at_once() -> None:
-    now = reckoning()
-    assert now(NOTHING, 0) == START
-    assert now(5 * YEAR, 60) is None
-    assert now(NOTHING, 120) is None
-    assert now(NOTHING, 180) == START + timedelta(seconds=180)
-
-
-async def test_a_session_survives_a_clock_that_is_set_ahead_and_goes_when_its_time_has_come(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = Clock()
-    async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
-        session = await store.create_session()
-        await session.store_image(noise(1), "start")
-        janitor = store._open()[1]
-        await janitor.make_room(0)
-        for jump in (5 * YEAR, -5 * YEAR, -10 * YEAR, 10 * YEAR, 5 * YEAR):
-            clock.now += jump
-            for _ in range(2):
-                monkeypatch.setattr(janitor, "_in_vain_until", 0.0)
-                await janitor.make_room(0)
-            assert len(await keys_of(store.blobs, "blobs/")) == 2

@@ -9,7 +9,18 @@ import msgspec
 import typer
 from rich.filesize import decimal
 
-from async_sessions._cli.options import DEFAULT_ROOT, DEFAULT_TTL, AsJson, Root, Ttl, on_store, parse_period
+from async_sessions._cli.options import (
+    DEFAULT_GRACE,
+    DEFAULT_ROOT,
+    DEFAULT_TTL,
+    AsJson,
+    Grace,
+    MaxAge,
+    Root,
+    Ttl,
+    lifetime,
+    on_store,
+)
 from async_sessions._cli.terminal import PROBLEMS, Output, plain, progress
 from async_sessions.store import SessionStore
 
@@ -22,11 +33,18 @@ def cleanup(
     root: Root = DEFAULT_ROOT,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
     ttl: Ttl = DEFAULT_TTL,
+    max_age: MaxAge = None,
+    grace: Grace = DEFAULT_GRACE,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what expired and what crashes left, now. Give --ttl if your app keeps sessions longer than 24h."""
+    """Remove what expired and what crashes left, now.
+
+    --ttl, --max-age and --grace must be what your app opens the store with: with shorter ones this deletes what it
+    still needs.
+    """
+    periods = lifetime(ttl=ttl, max_age=max_age, grace=grace)
     with progress("sweeping"):
-        report, _ = on_store(root, partial(SessionStore.cleanup, dry_run=dry_run), ttl=parse_period(ttl))
+        report, _ = on_store(root, partial(SessionStore.cleanup, dry_run=dry_run), **periods)
     output = Output()
     if as_json:
         output.json([{**msgspec.to_builtins(report), "freed_bytes": report.freed_bytes}])
@@ -51,11 +69,16 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Move what is damaged, and what no session names, to quarantine/.")
     ] = False,
+    grace: Grace = DEFAULT_GRACE,
     as_json: AsJson = False,
 ) -> None:
-    """Read the whole store and tell what is damaged, missing or left over: exit code 1, repaired or not."""
+    """Read the whole store and tell what is damaged, missing or left over: exit code 1, repaired or not.
+
+    --grace must be what your app opens the store with: what is younger may be part of a write under way.
+    """
+    periods = lifetime(grace=grace)
     with progress("verifying") as tell:
-        report, _ = on_store(root, partial(SessionStore.verify, repair=repair, progress=tell))
+        report, _ = on_store(root, partial(SessionStore.verify, repair=repair, progress=tell), **periods)
     output = Output()
     if as_json:
         output.json([report])

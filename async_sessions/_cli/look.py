@@ -9,7 +9,19 @@ import msgspec
 import typer
 from rich.filesize import decimal
 
-from async_sessions._cli.options import DEFAULT_ROOT, DEFAULT_TTL, AsJson, Key, Root, Ttl, on_store, parse_period
+from async_sessions._cli.options import (
+    DEFAULT_GRACE,
+    DEFAULT_ROOT,
+    DEFAULT_TTL,
+    AsJson,
+    Grace,
+    Key,
+    MaxAge,
+    Root,
+    Ttl,
+    lifetime,
+    on_store,
+)
 from async_sessions._cli.terminal import PROBLEMS, Output, age, at, plain
 from async_sessions.records import Limits
 from async_sessions.store import SessionStore
@@ -31,14 +43,14 @@ class Row(msgspec.Struct, frozen=True):
     expires_at: datetime
 
 
-def ls(root: Root = DEFAULT_ROOT, ttl: Ttl = DEFAULT_TTL, as_json: AsJson = False) -> None:
+def ls(root: Root = DEFAULT_ROOT, ttl: Ttl = DEFAULT_TTL, max_age: MaxAge = None, as_json: AsJson = False) -> None:
     """List the sessions, those changed last first. What can't be read is told, and is exit code 1."""
 
     async def rows(store: SessionStore) -> tuple[datetime, list[Row]]:
         found = [row_of(info) async for info in store.sessions()]
         return store.clock(), sorted(found, key=lambda row: row.updated_at, reverse=True)
 
-    (now, found), heard = on_store(root, rows, ttl=parse_period(ttl))
+    (now, found), heard = on_store(root, rows, **lifetime(ttl=ttl, max_age=max_age))
     output = Output()
     if as_json:
         output.json(found)
@@ -66,13 +78,20 @@ def row_of(info: SessionInfo) -> Row:
     )
 
 
-def show(key: Key, root: Root = DEFAULT_ROOT, ttl: Ttl = DEFAULT_TTL, as_json: AsJson = False) -> None:
+def show(
+    key: Key,
+    root: Root = DEFAULT_ROOT,
+    ttl: Ttl = DEFAULT_TTL,
+    max_age: MaxAge = None,
+    grace: Grace = DEFAULT_GRACE,
+    as_json: AsJson = False,
+) -> None:
     """Show what one session holds."""
 
     async def look(store: SessionStore) -> tuple[datetime, SessionInfo]:
         return store.clock(), await (await store.open_by_key(key)).info()
 
-    (now, info), _ = on_store(root, look, ttl=parse_period(ttl))
+    (now, info), _ = on_store(root, look, **lifetime(ttl=ttl, max_age=max_age, grace=grace))
     if as_json:
         Output().json([info])
     else:

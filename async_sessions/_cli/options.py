@@ -35,17 +35,35 @@ Ttl = Annotated[
     str,
     typer.Option("--ttl", envvar="ASYNC_SESSIONS_TTL", help="How long your app keeps an unused session: 90s, 24h, 7d."),
 ]
-DEFAULT_ROOT, DEFAULT_TTL = "~/sessions", "24h"
+MaxAge = Annotated[
+    str | None,
+    typer.Option(
+        "--max-age", envvar="ASYNC_SESSIONS_MAX_AGE", help="How long your app keeps any session, if that has an end."
+    ),
+]
+Grace = Annotated[
+    str,
+    typer.Option(
+        "--grace", envvar="ASYNC_SESSIONS_GRACE", help="How long your app keeps what was replaced or cleared: 2m, 1h."
+    ),
+]
+DEFAULT_ROOT, DEFAULT_TTL, DEFAULT_GRACE = "~/sessions", "24h", "1h"
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 
-def parse_period(text: str) -> timedelta:
+def lifetime(**texts: str | None) -> dict[str, Any]:
+    """The options of `SessionStore` that were given: `ttl`, `max_age`, `grace`."""
+    given = {name: text for name, text in texts.items() if text is not None}
+    return {name: parse_period(text, f"--{name.replace('_', '-')}") for name, text in given.items()}
+
+
+def parse_period(text: str, option: str = "--ttl") -> timedelta:
     """`90s`, `30m`, `24h` or `7d`."""
     match = _PERIOD.fullmatch(text.strip())
     if match is None or not float(match[1]):
-        fail(f"--ttl is a number and a unit, for example 90s, 30m, 24h or 7d; not {text!r}.")
+        fail(f"{option} is a number and a unit, for example 90s, 30m, 24h or 7d; not {text!r}.")
     return period(**{_UNITS[match[2]]: float(match[1])})
 
 

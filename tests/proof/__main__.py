@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import tempfile
 import time
@@ -79,6 +80,7 @@ PROOFS: dict[str, Callable[[Path], str]] = {
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.ERROR)  # the proofs do what is warned of
     for name in sys.argv[1:] or PROOFS:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder) / "root"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,39 +19,158 @@ import anyio
 import numpy as np
 from PIL import Image
 
-from async_sessions import ImageRecord, LocalBlobStore, LockTimeoutError, Session, SessionStore, open_store
+from async_sessions import (
+    Blob,
+    BlobInfo,
+    BlobStore,
+    Expect,
+    ImageRecord,
+    LocalBlobStore,
+    LockTimeoutError,
+    Session,
+    SessionStore,
+    open_store,
+)
+from async_sessions.blobs.base import CHUNK_SIZE, BlobData, Expectation
+from tests.clock import WallClock
 from tests.faults import keys_of
 
 TTL = timedelta(seconds=2)
+JUMPS = timedelta(days=-10 * 365), timedelta(days=5 * 365)
 COLOURS = [(value, 255 - value, value // 2) for value in range(256)]
 
 
 async def sweeps(root: Path, seconds: float = 60) -> str:
-    """Sweep every millisecond while eight tasks read and write, four sessions are pinned and others are left alone."""
-    async with open_store(root, ttl=TTL, cleanup_interval=timedelta(milliseconds=1)) as store:
+    return await soak(LocalBlobStore(root), WallClock(), seconds, every=timedelta(milliseconds=1))
+
+
+async def soak(blobs: BlobStore, clock: WallClock, seconds: float, *, every: timedelta, users: int = 8) -> str:
+    """Sweep all the time while `users` tasks read and write, four sessions are pinned, others are left alone and the
+    clock is set to and fro. What is left alone must not go early, and not after the second sweep after its time.
+    """
+    watched = Watched(blobs, clock)
+    async with open_store(watched, ttl=TTL, cleanup_interval=every, clock=clock) as store:
         pinned = [await _pinned(store) for _ in range(4)]
-        done, left = [0], [0]
+        done, jumps = [0], [0]
         with anyio.move_on_after(seconds):
             async with anyio.create_task_group() as group:
-                for number in range(8):
-                    group.start_soon(_use, store, number, done)
-                group.start_soon(_leave, store, left)
+                for number in range(users):
+                    group.start_soon(_use, store, number, done, watched, clock)
+                group.start_soon(_leave, store, watched, clock)
+                group.start_soon(_set, clock, jumps)
         for session, records in pinned:
             for record, colour in records:
                 image = await (await session.read_record(record)).image()
                 assert image.getpixel((0, 0)) == colour
-        await anyio.sleep((TTL + TTL / 24).total_seconds())
-        expired = time.monotonic()
-        kept = {f"manifests/{session.key[:2]}/{session.key}.json" for session, _ in pinned}
         with anyio.fail_after(60):
-            while await keys_of(store.blobs, "manifests/") != kept:  # noqa: ASYNC110 - the sweep tells nobody
+            while watched.left:  # noqa: ASYNC110 - the sweep tells nobody
                 await anyio.sleep(0.01)
-        late = time.monotonic() - expired
-        assert len(await keys_of(store.blobs, "blobs/")) == sum(2 * len(records) for _, records in pinned)
+        assert not watched.early
+        assert not watched.late
+        kept = {f"manifests/{session.key[:2]}/{session.key}.json" for session, _ in pinned}
+        assert await keys_of(blobs, "manifests/") == kept
+        assert len(await keys_of(blobs, "blobs/")) == sum(2 * len(records) for _, records in pinned)
+    assert jumps[0] > 1
     return (
-        f"a sweep every millisecond for {seconds:g} s, 8 readers and writers, 4 pins: {done[0]} operations, 0 images "
-        f"that were in use gone; {left[0]} of {left[0]} sessions left alone gone, the last {late:.2f} s after its time"
+        f"{len(watched.begun)} sweeps in {seconds:g} s, {users} readers and writers, 4 pins, a clock set by -10 or +5 "
+        f"years and back {jumps[0]} times: {done[0]} operations, 0 images that were in use gone; {watched.gone} of "
+        f"{watched.gone} sessions left alone gone, 0 early, sweep {watched.latest} after their time took the last"
     )
+
+
+@dataclass
+class Left:
+    """A session that nobody uses any more: last used between `before` and `since`, in seconds of the loop.
+
+    `waits` are how long from then until a sweep has to have listed it, read it and taken it, one after the other.
+    """
+
+    manifest: str
+    before: float
+    since: float
+    waits: list[float]
+
+
+class Watched(BlobStore):
+    """Looks, whenever a sweep begins, for what went early, and for what two sweeps have not taken.
+
+    A sweep while the clock is behind does not count: nobody knows then what is over.
+    """
+
+    def __init__(self, inner: BlobStore, clock: WallClock) -> None:
+        self._inner = inner
+        self._clock = clock
+        self.begun: list[float] = []  # when, in seconds of the loop
+        self.left: list[Left] = []
+        self.early: list[Left] = []
+        self.late: list[Left] = []
+        self.gone = 0
+        self.latest = 0
+
+    def leave(self, session: Session, before: float, ahead: timedelta) -> None:
+        """`ahead` is that of the clock when it was used: what is used in the future goes once it was seen for `TTL`."""
+        expires = (TTL + TTL / 24).total_seconds()
+        waits = [0.0, TTL.total_seconds(), expires] if ahead > timedelta() else [expires]
+        manifest = f"manifests/{session.key[:2]}/{session.key}.json"
+        self.left.append(Left(manifest, before, anyio.current_time(), waits))
+
+    async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
+        began = anyio.current_time()
+        if prefix == "manifests/" and self._clock.ahead >= timedelta():
+            self.begun.append(began)
+        listed = [info async for info in self._inner.list(prefix)]
+        if prefix == "manifests/":
+            await self._look({info.key for info in listed}, began)
+        for info in listed:
+            yield info
+
+    async def _look(self, listed: set[str], began: float) -> None:
+        for left in tuple(self.left):
+            # a directory that is written to while it is listed may hide an entry
+            if left.manifest not in listed and await self._inner.get(left.manifest) is None:
+                self._settle(left, began)
+            elif len(self.begun) > 2 and self.begun[-3] >= left.since + left.waits[0]:
+                left.since = began
+                if len(left.waits) > 1:
+                    left.waits.pop(0)
+                else:
+                    self.late.append(left)
+                    self.left.remove(left)
+
+    def _settle(self, left: Left, began: float) -> None:
+        self.left.remove(left)
+        self.gone += 1
+        if began < left.before + TTL.total_seconds():
+            self.early.append(left)
+        due = left.since + left.waits[0]
+        self.latest = max(self.latest, sum(due <= begun < began for begun in self.begun[-10:]))
+
+    async def get(self, key: str) -> Blob | None:
+        return await self._inner.get(key)
+
+    def stream(
+        self, key: str, *, start: int = 0, end: int | None = None, chunk_size: int = CHUNK_SIZE
+    ) -> AsyncIterator[bytes]:
+        return self._inner.stream(key, start=start, end=end, chunk_size=chunk_size)
+
+    async def put(self, key: str, data: BlobData, *, expect: Expectation = Expect.ANY) -> str:
+        return await self._inner.put(key, data, expect=expect)
+
+    async def delete(self, key: str, *, expect: Expectation = Expect.ANY) -> None:
+        await self._inner.delete(key, expect=expect)
+
+
+async def _set(clock: WallClock, jumps: list[int]) -> None:
+    rng = random.Random(0)
+    try:
+        for ahead in itertools.cycle(JUMPS):
+            await anyio.sleep(rng.uniform(0.2, 1.5) * TTL.total_seconds())
+            clock.ahead = ahead
+            jumps[0] += 1
+            await anyio.sleep(rng.uniform(0.2, 1.5) * TTL.total_seconds())
+            clock.ahead = timedelta()
+    finally:
+        clock.ahead = timedelta()
 
 
 async def _pinned(store: SessionStore) -> tuple[Session, list[tuple[ImageRecord, tuple[int, int, int]]]]:
@@ -58,10 +181,16 @@ async def _pinned(store: SessionStore) -> tuple[Session, list[tuple[ImageRecord,
     ]
 
 
-async def _use(store: SessionStore, number: int, done: list[int]) -> None:
+async def _use(store: SessionStore, number: int, done: list[int], watched: Watched, clock: WallClock) -> None:
     """Store, read back, replace, clear and put back in a session that is used all the time."""
-    rng = random.Random(number)
     session = await store.create_session()
+    try:
+        await _go_on(session, random.Random(number), done)
+    finally:
+        watched.leave(session, -math.inf, JUMPS[-1])  # its last recorded use may lie in the future
+
+
+async def _go_on(session: Session, rng: random.Random, done: list[int]) -> None:
     held: dict[str, tuple[int, int, int]] = {}
     while True:
         slot, colour = rng.choice(["start", "end"]), rng.choice(COLOURS)
@@ -82,11 +211,15 @@ async def _use(store: SessionStore, number: int, done: list[int]) -> None:
         await anyio.sleep(rng.uniform(0, 0.01))
 
 
-async def _leave(store: SessionStore, left: list[int]) -> None:
+async def _leave(store: SessionStore, watched: Watched, clock: WallClock) -> None:
     while True:
+        ahead = clock.ahead
         session = await store.create_session()
-        await session.store_image(Image.new("RGB", (16, 16), "red"), "start")
-        left[0] += 1
+        before, ahead = anyio.current_time(), max(ahead, clock.ahead)
+        try:
+            await session.store_image(Image.new("RGB", (16, 16), "red"), "start")
+        finally:
+            watched.leave(session, before, max(ahead, clock.ahead))
         await anyio.sleep(0.1)
 
 
