@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from async_sessions.records import JobError, JobInfo, JobStatus, OutputRecord, RetryReason
 
+UNCLAIMED: Final = JobError("abandoned", "No server has had this pipeline for a day; choose another one.")
 TIMED_OUT: Final = JobError("timeout", "The run took too long and was stopped. Ask for less: fewer steps or frames.")
 
 
@@ -23,7 +24,7 @@ def begun(entry: JobInfo | None, *, owner: str | None, now: datetime) -> JobInfo
     if entry is None or not entry.unfinished or owner not in (None, entry.owner):
         return None
     if entry.cancel_requested:
-        return replace(entry, status="cancelled", finished_at=now, retry=None)
+        return _over(entry, "cancelled", now)
     return replace(entry, status="preparing", attempt=entry.attempt + 1, started_at=now)
 
 
@@ -49,7 +50,7 @@ def ended(
     """The end of `attempt`; where that is `None`, of a job that waits."""
     if entry is None or not (entry.status == "queued" if attempt is None else _at(entry, attempt)):
         return None
-    return replace(entry, status=status, finished_at=now, outputs=dict(outputs or {}), error=error, retry=None)
+    return _over(entry, status, now, outputs, error)
 
 
 def given_back(
@@ -64,7 +65,7 @@ def given_back(
     if attempt is None and entry.owner != owner:
         return None
     if entry.cancel_requested:
-        return ended(entry, entry.attempt, "cancelled", now)
+        return _over(entry, "cancelled", now)
     if retry is None:
         return replace(entry, status="queued", started_at=None, excused=entry.excused + 1)
     return replace(entry, status="queued", started_at=None, retry=retry)
@@ -75,34 +76,42 @@ def cancelled(entry: JobInfo | None, now: datetime) -> JobInfo | None:
     if entry is None or not entry.unfinished or entry.cancel_requested:
         return None
     if entry.status != "running":
-        return replace(entry, status="cancelled", cancel_requested=True, finished_at=now, retry=None)
+        return replace(_over(entry, "cancelled", now), cancel_requested=True)
     return replace(entry, cancel_requested=True)
 
 
-def taken_over(entry: JobInfo | None, seen: JobInfo, *, owner: str, max_attempts: int, now: datetime) -> JobInfo | None:
+def taken_over(
+    entry: JobInfo | None, seen: JobInfo, *, owner: str | None, max_attempts: int, now: datetime
+) -> JobInfo | None:
     """The job of an owner that is gone, unless it has changed since it was `seen`.
 
-    One that was under way waits for a retry on its own; past `max_attempts` it has failed, `abandoned`.
+    One that was under way waits for a retry on its own; past `max_attempts`, and where no `owner` takes it, it has
+    failed, `abandoned`.
     """
     if entry is None or (entry.owner, entry.attempt, entry.status) != (seen.owner, seen.attempt, seen.status):
         return None
     if not entry.unfinished:
         return None
+    if entry.cancel_requested:
+        return _over(entry, "cancelled", now)
+    if owner is None:
+        return _over(entry, "failed", now, error=UNCLAIMED)
     if not entry.under_way:
         return None if entry.owner == owner else replace(entry, owner=owner)
-    if entry.cancel_requested:
-        return ended(entry, entry.attempt, "cancelled", now)
-    if entry.attempt - entry.excused >= max_attempts:
-        return ended(entry, entry.attempt, "failed", now, error=abandoned(entry))
+    if (times := entry.attempt - entry.excused) >= max_attempts:
+        message = f"The server stopped {times} times while it ran this job; it is not tried again."
+        return _over(entry, "failed", now, error=JobError("abandoned", message))
     return replace(entry, owner=owner, status="queued", started_at=None, retry="interrupted")
 
 
-def abandoned(entry: JobInfo) -> JobError:
-    times = entry.attempt - entry.excused
-    return JobError(
-        "abandoned",
-        f"The server stopped {times} times while it ran this job, so it is not tried again. Change what it asks for.",
-    )
+def _over(
+    entry: JobInfo,
+    status: JobStatus,
+    now: datetime,
+    outputs: Mapping[str, OutputRecord] | None = None,
+    error: JobError | None = None,
+) -> JobInfo:
+    return replace(entry, status=status, finished_at=now, outputs=dict(outputs or {}), error=error, retry=None)
 
 
 def _at(entry: JobInfo, attempt: int) -> bool:

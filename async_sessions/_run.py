@@ -122,8 +122,8 @@ class Run:
         await self.settle(entry)
         return entry
 
-    async def take_over(self, seen: JobInfo, *, owner: str, max_attempts: int) -> JobInfo | None:
-        """Make the job, whose owner is gone, that of `owner`; it may end by that."""
+    async def take_over(self, seen: JobInfo, *, owner: str | None, max_attempts: int) -> JobInfo | None:
+        """See `take_over_job`."""
         now = self._store.clock()
         return await self._write(
             lambda entry: _entry.taken_over(entry, seen, owner=owner, max_attempts=max_attempts, now=now)

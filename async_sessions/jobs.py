@@ -152,12 +152,12 @@ async def cancel_job(job_id: str, *, store: SessionStore, emit: Callable[[JobEve
 
 
 async def take_over_job(
-    seen: JobInfo, *, store: SessionStore, emit: Callable[[JobEvent], None], owner: str, max_attempts: int
+    seen: JobInfo, *, store: SessionStore, emit: Callable[[JobEvent], None], owner: str | None, max_attempts: int
 ) -> JobInfo | None:
     """Make `seen`, the job of an owner that is gone, that of `owner`, unless it has changed since; returns its entry.
 
-    A job that was under way waits to be tried again alone. It ends here where somebody wanted it cancelled, or where it
-    was tried `max_attempts` times: as failed, `abandoned`.
+    A job that was under way waits to be tried again alone. It ends here where somebody wanted it cancelled, and as
+    failed, `abandoned`, where it was tried `max_attempts` times or nobody takes it.
     """
     run = Run(seen.id, store, emit, CancelFlag())
     return await run.take_over(seen, owner=owner, max_attempts=max_attempts)

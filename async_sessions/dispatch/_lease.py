@@ -110,21 +110,19 @@ class Owner:
                 _logger.warning("can't tell whether job %s lives: %s", job_id, error)
 
     async def _take(self, seen: JobInfo) -> None:
-        max_attempts = self._max_attempts
-        if seen.pipeline not in self._pipelines:
-            if self._store.clock() - seen.submitted_at < UNCLAIMED:
-                return  # its own dispatcher may come back
-            max_attempts = 0
+        owner = self.name if seen.pipeline in self._pipelines else None
+        if owner is None and self._store.clock() - seen.submitted_at < UNCLAIMED:
+            return  # its own dispatcher may come back
         entry = await take_over_job(
-            seen, store=self._store, emit=lambda event: None, owner=self.name, max_attempts=max_attempts
+            seen, store=self._store, emit=lambda event: None, owner=owner, max_attempts=self._max_attempts
         )
-        if entry is None or self._holds(entry.id) or entry.owner != self.name:
+        if entry is None or self._holds(entry.id):
             return
-        if entry.status == "queued":
+        if entry.status == "queued" and entry.owner == self.name:
             _logger.warning("job %s is taken over: nobody looked after it any more", entry.id)
             self._adopt(entry)
         elif not entry.unfinished:
-            _logger.warning("job %s is over: nobody ran it any more (%s)", entry.id, entry.status)
+            _logger.warning("job %s is over, %s: nobody looked after it any more", entry.id, entry.status)
 
     async def _is_dead(self, entry: JobInfo) -> bool:
         if entry.owner == self.name:
