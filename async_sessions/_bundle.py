@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from async_sessions import _keys
 from async_sessions._archive import ZipReader
-from async_sessions._run import MEDIA_TYPES
+from async_sessions._outputs import MEDIA_TYPES
 from async_sessions.errors import BundleError
 from async_sessions.records import MIB, ImageRecord, JobError, JobInfo, OutputRecord, SessionInfo, check_json
 
@@ -122,7 +122,7 @@ def describe(info: SessionInfo, *, jobs: bool) -> tuple[Contents, dict[str, Reco
     images = {slot: file_of(record, "images", slot) for slot, record in info.images.items()}
     over: dict[str, BundledJob] = {}
     for job in info.jobs.values() if jobs else ():
-        if job.status == "queued" or job.status == "running":
+        if job.status == "queued" or job.status == "preparing" or job.status == "running":
             continue
         name = _keys.split_job_id(job.id)[1]
         over[name] = BundledJob(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
 import msgspec
@@ -12,6 +12,7 @@ from async_sessions.errors import InvalidRequestError
 from async_sessions.records import JobError, JobInfo, OutputRecord
 
 END: Final = 999_999_999  # the number of an attempt's terminal event: known without a log, and after every other
+WAIT: Final = 500_000_000  # what the numbers of positions start at: a job may wait again after an attempt
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
@@ -22,22 +23,26 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=s
 
 
 class Queued(_Event, frozen=True):
-    """Waiting; the job at `position` 1 is the next to run."""
+    """Waiting; the job at `position` 1 is the next to run, in about `eta` seconds where that can be told."""
 
     position: int
+    eta: float | None = None
 
 
 class Started(_Event, frozen=True):
+    """The device works for the job: the `attempt`-th time that it was tried."""
+
     attempt: int
 
 
 class Progress(_Event, frozen=True):
-    """`step` of `total` is done; `preview` is an image file of at most 64 KiB."""
+    """`step` of `total` is done, the rest in about `eta` seconds; `preview` is an image file of at most 64 KiB."""
 
     step: int
     total: int
     note: str = ""
     preview: bytes | None = None
+    eta: float | None = None
 
 
 class Succeeded(_Event, frozen=True):
@@ -64,6 +69,14 @@ def event_order(event_id: str | None) -> tuple[int, int]:
     if len(event_id) > 32 or not (attempt.isdecimal() and number.isdecimal()):
         raise InvalidRequestError("An event's id is two numbers joined by a dot; pass one that an event had.")
     return int(attempt), int(number)
+
+
+def queued_number(last: int, waited: timedelta) -> int:
+    """The number of the next position that is told, after `last`, of a job that was submitted `waited` ago.
+
+    By the time, in tenths of a second: so it is also after those that a process told before it was restarted.
+    """
+    return min(max(last + 1, WAIT + int(waited.total_seconds() * 10)), END - 1)
 
 
 def entry_event(entry: JobInfo) -> JobEvent | None:

@@ -28,7 +28,8 @@ class Loadable(Protocol):
 class Lane(AsyncContextManagerMixin):
     """One thread for one device: `models` are loaded, run and released there, one call after the other.
 
-    `failures` says which of them could not be loaded, and why. Leaving waits until the thread has returned.
+    `failures` says which of them could not be loaded, and why. `turn` is held by the job that the device works for,
+    `storing` by the one whose outputs are being stored. Leaving waits until the thread has returned.
     """
 
     def __init__(self, device: str, models: Mapping[str, Loadable]) -> None:
@@ -39,6 +40,7 @@ class Lane(AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        self.turn, self.storing = anyio.Lock(), anyio.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"async_sessions-{self.device}")
         try:
             yield self
@@ -52,6 +54,19 @@ class Lane(AsyncContextManagerMixin):
     async def load(self) -> None:
         """Load everything, once, before anything runs; a failure is noted, not raised."""
         await self.run(self._load)
+
+    async def reload(self, name: str) -> None:
+        """Release a model and load it again, so that it lets go of whatever it kept on the device."""
+
+        def reload() -> None:
+            model = self._models[name]
+            self.failures.pop(name, None)
+            if model in self._loaded:
+                self._loaded.remove(model)
+                self._release_one(model)
+            self._load_one(name, model)
+
+        await self.run(reload)
 
     async def run(self, call: Call, *, stop: Callable[[], None] | None = None) -> BaseException | None:
         """Run `call` in this lane's thread and return what it raised.
@@ -71,21 +86,26 @@ class Lane(AsyncContextManagerMixin):
 
     def _load(self) -> None:
         for name, model in self._models.items():
-            try:
-                model.load(self.device)
-            except Exception as error:
-                _logger.warning("pipeline %s could not be loaded on %s", name, self.device, exc_info=True)
-                self.failures[name] = error
-            else:
-                self._loaded.append(model)
+            self._load_one(name, model)
+
+    def _load_one(self, name: str, model: Loadable) -> None:
+        try:
+            model.load(self.device)
+        except Exception as error:
+            _logger.warning("pipeline %s could not be loaded on %s", name, self.device, exc_info=True)
+            self.failures[name] = error
+        else:
+            self._loaded.append(model)
 
     def _release(self) -> None:
         while self._loaded:
-            model = self._loaded.pop()
-            try:
-                getattr(model, "release", lambda: None)()
-            except Exception:
-                _logger.exception("a pipeline could not be released from %s", self.device)
+            self._release_one(self._loaded.pop())
+
+    def _release_one(self, model: Loadable) -> None:
+        try:
+            getattr(model, "release", lambda: None)()
+        except Exception:
+            _logger.exception("a pipeline could not be released from %s", self.device)
 
 
 async def run_in_worker(call: Call) -> BaseException | None:
@@ -131,29 +151,39 @@ async def _to_its_end(
 
 
 class Latest(Generic[T]):
-    """Hands the latest of many values from a thread to `receive` on the loop; those in between are dropped.
+    """Hands the latest of many values from a thread to `receive` on the loop, at most once in `interval` seconds.
 
-    Made on the loop. `put` neither locks nor waits: it may be called for every step of a fast pipeline.
+    Those in between are dropped, but never the last one before a pause. Made on the loop. `put` neither locks nor
+    waits: it may be called for every step of a fast pipeline.
     """
 
-    def __init__(self, receive: Callable[[T], None]) -> None:
+    def __init__(self, receive: Callable[[T], None], *, interval: float = 0.0) -> None:
         self._receive = receive
+        self._interval = interval
         self._loop = asyncio.get_running_loop()
         self._value: deque[T] = deque(maxlen=1)
         self._on_its_way = False
         self._open = True
+        self._next = self._loop.time()  # not before this
 
     def put(self, value: T) -> None:
         self._value.append(value)
         if self._open and not self._on_its_way:
             self._on_its_way = True
-            self._loop.call_soon_threadsafe(self._deliver)
+            self._loop.call_soon_threadsafe(self._arrive)
 
     def close(self) -> None:
         """To be called on the loop; nothing is received after it."""
         self._open = False
 
+    def _arrive(self) -> None:
+        if (wait := self._next - self._loop.time()) > 0:
+            self._loop.call_later(wait, self._deliver)
+        else:
+            self._deliver()
+
     def _deliver(self) -> None:
         self._on_its_way = False  # first: a value put from here on sends another call
         if self._open and self._value:
+            self._next = self._loop.time() + self._interval
             self._receive(self._value.pop())

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
+import anyio
 import msgspec
 
 from async_sessions.errors import InvalidRequestError, JobCancelledError
@@ -29,13 +30,15 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `slots` maps the roles of its images to whether it needs them; `defaults` its parameters to the values they have
     unless a request says otherwise, and a parameter that is not in it is refused; `device` is the kind of device that
-    it runs on: the part of a device's name before the colon.
+    it runs on: the part of a device's name before the colon. A run that takes its device for more than `timeout`
+    seconds is stopped and has failed.
     """
 
     name: str
     slots: Mapping[str, bool] = {}
     defaults: Mapping[str, Any] = {}
     device: str = "cpu"
+    timeout: float | None = None
 
     def entry(self, request: GenerationRequest, job_id: str, owner: str, now: datetime) -> JobInfo:
         """The entry that accepts `request`, its parameters completed. `InvalidRequestError` says what doesn't fit."""
@@ -67,7 +70,12 @@ class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pipeline(Protocol):
-    """What makes outputs from images and parameters. `release()`, if there is one, is called where `load` was."""
+    """What makes outputs from images and parameters.
+
+    `release()`, if there is one, is called where `load` was: at the end, and, with a `load` after it, when the device
+    ran out of memory. `check(inputs, params)`, if there is one, is called with the records of the images, in a worker
+    thread, before a job is accepted; it raises `InvalidRequestError` for what `generate` could not do.
+    """
 
     @property
     def spec(self) -> PipelineSpec: ...
@@ -83,17 +91,34 @@ class Pipeline(Protocol):
         ...
 
 
+StopReason: TypeAlias = Literal["cancelled", "timeout", "drained", "overtaken"]
+
+
 class CancelFlag:
-    """Set on the loop by whoever wants a job to end, read in its device's thread."""
+    """Set on the loop by whoever wants a job to stop, read in its device's thread. Belongs to one loop.
+
+    `reason` is why: it is not wanted, it took too long, its process is about to end, or another job is due before it.
+    The user's wish is the last word.
+    """
 
     def __init__(self) -> None:
-        self._set = False
+        self.reason: StopReason | None = None
+        self._event: anyio.Event | None = None
 
-    def set(self) -> None:
-        self._set = True
+    def set(self, reason: StopReason = "cancelled") -> None:
+        if self.reason is None or reason == "cancelled":
+            self.reason = reason
+        if self._event is not None:
+            self._event.set()
 
     def is_set(self) -> bool:
-        return self._set
+        return self.reason is not None
+
+    async def wait(self) -> None:
+        """Until it is set."""
+        if self.reason is None:
+            self._event = self._event or anyio.Event()
+            await self._event.wait()
 
 
 Report: TypeAlias = tuple[int, int, str, bytes | None]

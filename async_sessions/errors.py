@@ -109,7 +109,19 @@ class InvalidRequestError(DispatchError, ValueError):
 
 
 class QueueFullError(DispatchError):
-    """The dispatcher has accepted as many jobs as it may; try again later."""
+    """The dispatcher, or the session, has as many jobs waiting as it may; try again later.
+
+    `position` is the one that the job would have had; `retry_after`, in seconds, is when a place may be free, as far as
+    that is known.
+    """
+
+    def __init__(self, message: str, position: int, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.position = position
+        self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[type[QueueFullError], tuple[str, int, float | None]]:
+        return type(self), (str(self), self.position, self.retry_after)
 
 
 class JobNotFoundError(DispatchError, LookupError):

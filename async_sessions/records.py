@@ -12,7 +12,8 @@ import msgspec
 from async_sessions.errors import QuotaExceededError
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
-JobStatus: TypeAlias = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+JobStatus: TypeAlias = Literal["queued", "preparing", "running", "succeeded", "failed", "cancelled"]
+RetryReason: TypeAlias = Literal["interrupted", "out_of_memory"]
 
 JSON_DEPTH = 32
 KIB, MIB = 1024, 1024 * 1024
@@ -107,7 +108,10 @@ class JobError(msgspec.Struct, frozen=True):
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A job as its session's manifest holds it: the authority on what became of it.
 
-    `attempt` counts the runs that were started; `owner` is the dispatcher that accepted it.
+    A job is `preparing` from the moment in which an attempt begins until its device takes it. `attempt` counts the
+    attempts that were begun, `excused` those among them that were stopped so that the process could end. `owner` is the
+    dispatcher that looks after it. A job that waits for a `retry` runs with nothing beside it: its last attempt ended
+    with its process, or took more memory than its device had.
     """
 
     id: str
@@ -119,6 +123,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     status: JobStatus = "queued"
     attempt: int = 0
+    excused: int = 0
+    retry: RetryReason | None = None
     cancel_requested: bool = False
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -127,7 +133,12 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def unfinished(self) -> bool:
-        return self.status in ("queued", "running")
+        return self.status in ("queued", "preparing", "running")
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an attempt has begun that has not ended."""
+        return self.status in ("preparing", "running")
 
 
 class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):

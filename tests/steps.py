@@ -3,16 +3,25 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio.from_thread
 
-from async_sessions.jobs import JobContext, Output, PipelineSpec
+from async_sessions.dispatch import LocalDispatcher
+from async_sessions.jobs import JobContext, Output, Pipeline, PipelineSpec
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from async_sessions import SessionStore
+
+
+def local(store: SessionStore, pipelines: Iterable[Pipeline], **options: Any) -> LocalDispatcher:
+    """A dispatcher that is left at once, whatever runs."""
+    return LocalDispatcher(store, pipelines, **{"drain_timeout": timedelta(0), **options})
 
 
 class StepPipeline:
@@ -27,6 +36,7 @@ class StepPipeline:
         )
         self.calls: list[tuple[str, str]] = []  # (what, thread)
         self.ran: list[str] = []  # labels
+        self.endless = True  # whether it heeds `endless`
         self.files: list[Path] = []
         self.before_generate: Callable[[JobContext], None] = lambda context: None
         self.on_load: Callable[[str], None] = lambda device: None
@@ -57,7 +67,7 @@ class StepPipeline:
         steps = params["steps"]
         for step in range(1, steps + 1):
             context.report(step, steps, note=f"step {step}")
-        while params["endless"]:
+        while params["endless"] and self.endless:
             context.report(steps, steps, note="endless")
             time.sleep(0.001)
         if params["fail"]:

@@ -19,6 +19,7 @@ from async_sessions import (
     JobInfo,
     Session,
     SessionStore,
+    StorageFullError,
     open_store,
 )
 from async_sessions.jobs import (
@@ -53,6 +54,10 @@ async def accepted(store: SessionStore, session: Session, pipeline: StepPipeline
     await store.blobs.put(f"queue/{entry.id}.json", b"{}")
     assert await session.edit_job(entry.id, lambda current: entry) == entry
     return entry
+
+
+def marker(entry: JobInfo) -> set[str]:
+    return {f"queue/{entry.id}.json"}
 
 
 # --- the whole run
@@ -226,7 +231,7 @@ async def test_a_job_whose_session_is_gone_counts_as_cancelled(session_store: Se
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["task.cancel", "anyio scope"])
-async def test_a_cancelled_run_waits_for_its_thread_and_leaves_the_job_abandoned(
+async def test_a_cancelled_run_waits_for_its_thread_and_returns_the_job_to_the_queue(
     session_store: SessionStore, session: Session, native: bool
 ) -> None:
     pipeline = StepPipeline()
@@ -256,13 +261,13 @@ async def test_a_cancelled_run_waits_for_its_thread_and_leaves_the_job_abandoned
     await asyncio.wait({task})
     assert task.cancelled() == native
     assert not any(thread.name.startswith("async_sessions-") for thread in threading.enumerate())
-    done = (await session.info()).jobs[entry.id]
-    assert done.error is not None
-    assert (done.status, done.error.kind) == ("failed", "abandoned")
-    assert [event for event in events if not isinstance(event, Started | Progress)] == [terminal_event(done)]
+    left = (await session.info()).jobs[entry.id]
+    assert (left.status, left.attempt, left.excused, left.retry) == ("queued", 1, 1, None)
+    assert all(isinstance(event, Started | Progress) for event in events)
+    assert await keys_of(session_store.blobs, "queue/") == {f"queue/{entry.id}.json"}
 
 
-async def test_a_run_that_is_cancelled_at_any_point_ends_its_job_once_and_leaves_nothing() -> None:
+async def test_a_run_that_is_cancelled_at_any_point_ends_its_job_or_returns_it_to_the_queue() -> None:
     async with open_store("memory://", cleanup_interval=None) as store:
         session = await store.create_session()
         pipeline = StepPipeline()
@@ -272,16 +277,21 @@ async def test_a_run_that_is_cancelled_at_any_point_ends_its_job_once_and_leaves
         statuses: list[str] = []
 
         async def prepare() -> None:
-            await session.clear_all_images()  # and the last run's job
+            nonlocal session
+            for left in await keys_of(store.blobs, "queue/"):
+                await store.blobs.delete(left)
+            await session.delete()  # and the last run's job
+            session = await store.create_session()
             entries.append(await accepted(store, session, pipeline))
             events.clear()
 
         async def check(run: Run) -> None:
             done = (await session.info()).jobs[entries[-1].id]
             statuses.append(done.status)
-            assert [each for each in events if not isinstance(each, Started | Progress)] == [terminal_event(done)]
-            assert events[-1] == terminal_event(done)
-            assert await keys_of(store.blobs, "queue/") == set()
+            told = [each for each in events if not isinstance(each, Started | Progress)]
+            assert told == ([] if done.unfinished else [terminal_event(done)])
+            assert await keys_of(store.blobs, "queue/") == (marker(done) if done.unfinished else set())
+            assert done.attempt - done.excused == (0 if done.unfinished else 1)
             assert [file for file in pipeline.files if await anyio.Path(file).exists()] == []
             assert not any(thread.name.startswith("async_sessions-") for thread in threading.enumerate())
 
@@ -291,7 +301,7 @@ async def test_a_run_that_is_cancelled_at_any_point_ends_its_job_once_and_leaves
             prepare=prepare,
             every=3,
         )
-        assert set(statuses) == {"succeeded", "failed"}
+        assert set(statuses) == {"succeeded", "queued"}
 
 
 async def test_a_flag_that_is_set_before_the_start_keeps_the_pipeline_from_running(
@@ -324,7 +334,7 @@ async def test_a_wish_to_cancel_that_only_the_entry_holds_is_seen_while_the_job_
     assert (await session.info()).jobs[entry.id].status == "cancelled"
 
 
-async def test_a_storage_that_fails_at_the_end_is_told_and_not_raised() -> None:
+async def test_an_end_that_can_not_be_stored_is_raised_and_not_told() -> None:
     blobs = FaultyBlobStore()
     async with open_store(blobs, cleanup_interval=None) as store:
         session = await store.create_session()
@@ -336,10 +346,10 @@ async def test_a_storage_that_fails_at_the_end_is_told_and_not_raised() -> None:
         pipeline.before_generate = fill_the_disk
         entry = await accepted(store, session, pipeline)
         events: list[JobEvent] = []
-        await run_job(entry.id, store=store, pipelines=[pipeline], emit=events.append)
-        assert isinstance(events[-1], Failed)
-        assert events[-1].error.kind == "StorageFullError"
-        assert (await session.info()).jobs[entry.id].status == "running"
+        with pytest.raises(StorageFullError):
+            await run_job(entry.id, store=store, pipelines=[pipeline], emit=events.append)
+        assert all(isinstance(event, Started | Progress) for event in events)
+        assert (await session.info()).jobs[entry.id].under_way
         assert await keys_of(blobs, "queue/") == {f"queue/{entry.id}.json"}
 
 

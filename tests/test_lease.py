@@ -1,109 +1,187 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
-from async_sessions import JobFailedError, _keys, open_store
-from async_sessions.dispatch import LocalDispatcher
-from async_sessions.dispatch._lease import LEASE, Owner
-from async_sessions.jobs import Progress
-from tests.clock import Clock
+from async_sessions import JobFailedError, JobInfo, Session, SessionStore, _keys, open_store
+from async_sessions.dispatch._lease import UNCLAIMED
+from async_sessions.jobs import JobContext, Started
 from tests.faults import FaultyBlobStore, keys_of
-from tests.steps import StepPipeline
+from tests.steps import StepPipeline, local
+
+if TYPE_CHECKING:
+    from async_sessions.dispatch import Job
+    from async_sessions.testing.clock import FrozenClock
 
 pytestmark = pytest.mark.anyio
 
+LEASE = timedelta(seconds=15)
 
-async def test_a_job_of_a_dead_dispatcher_ends_as_abandoned_and_one_of_a_living_goes_on() -> None:
-    clock = Clock()
-    async with (
-        open_store("memory://", clock=clock, cleanup_interval=None) as store,
-        LocalDispatcher(store, [StepPipeline()]) as other,
-    ):
-        session = await store.create_session()
+
+async def left_behind(store: SessionStore, session: Session, number: int = 0, **how: Any) -> JobInfo:
+    """The entry and the marker of a job whose dispatcher died; `how` it was then."""
+    request = await session.generation_request("steps", slots=())
+    entry = StepPipeline().spec.entry(request, f"{session.key}.{number:016x}", "dead", store.clock())
+    entry = JobInfo(**{**{name: getattr(entry, name) for name in entry.__struct_fields__}, **how})
+    await store.blobs.put(_keys.queue_marker(entry.id), b"{}")
+    await session.edit_job(entry.id, lambda _: entry)
+    return entry
+
+
+async def on_device(job: Job) -> None:
+    """Until the entry says so: a job that changes while it is looked at is not taken over."""
+    while (await job.info()).status != "running":  # noqa: ASYNC110 - as another process would
+        await anyio.sleep(0.01)
+
+
+async def test_the_jobs_of_a_dispatcher_whose_lease_lapsed_are_taken_over_and_run(session_store: SessionStore) -> None:
+    session = await session_store.create_session()
+    waiting = await left_behind(session_store, session)
+    running = await left_behind(session_store, session, 1, status="running", attempt=1)
+    pipeline = StepPipeline()
+    async with local(session_store, [pipeline]) as dispatcher:
+        for entry in (waiting, running):
+            await (await dispatcher.job(session, entry.id)).result()
+        assert [(await session.info()).jobs[entry.id].attempt for entry in (waiting, running)] == [1, 2]
+    assert len(pipeline.ran) == 2
+    assert await keys_of(session_store.blobs, "queue/") == set()
+
+
+async def test_the_jobs_of_a_living_dispatcher_are_left_alone(
+    session_store: SessionStore, session: Session, frozen_clock: FrozenClock
+) -> None:
+    async with local(session_store, [StepPipeline()], lease=LEASE) as other:
         job = await other.submit(await session.generation_request("steps", slots=(), params={"endless": True}))
-        async for event in job.events():
-            if isinstance(event, Progress):
-                break
-        waiting = await other.submit(await session.generation_request("steps", slots=()))
-        async with LocalDispatcher(store, [StepPipeline()]) as dispatcher:
-            await dispatcher._owner.bury_the_dead()
-            assert ((await job.info()).status, (await waiting.info()).status) == ("running", "queued")
-
-            await store.blobs.delete(_keys.owner_lease(other._owner.name))  # as if it had lapsed long ago
-            await dispatcher._owner.bury_the_dead()
-            for handle in (await dispatcher.job(session, job.id), await dispatcher.job(session, waiting.id)):
-                entry = await handle.info()
-                assert entry.status == "failed"
-                assert entry.error is not None
-                assert entry.error.kind == "abandoned"
-            assert await keys_of(store.blobs, "queue/") == set()
+        await on_device(job)
+        async with local(session_store, [StepPipeline()]) as dispatcher:
+            await dispatcher._owner.take_over()
+            assert not dispatcher._holds(job.id)
+            frozen_clock.advance(2 * LEASE)
+            await dispatcher._owner.take_over()
+            assert dispatcher._holds(job.id)
 
 
-async def test_a_lease_lapses_when_it_is_not_renewed() -> None:
-    clock = Clock()
-    async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
-        session = await store.create_session()
-        async with LocalDispatcher(store, [StepPipeline()]) as dispatcher:
-            dead = Owner(store, "dead", lambda job_id: False)
-            await dead.renew()
-            entry = dispatcher._pipelines["steps"].spec.entry(
-                await session.generation_request("steps", slots=()), f"{session.key}.{'0' * 16}", "dead", clock()
-            )
-            await store.blobs.put(_keys.queue_marker(entry.id), b"{}")
-            await session.edit_job(entry.id, lambda _: entry)
-            job = await dispatcher.job(session, entry.id)
-            await dispatcher._owner.bury_the_dead()
-            assert (await job.info()).status == "queued"
-            clock.now += 2 * LEASE
-            await dispatcher._owner.bury_the_dead()
-            assert (await job.info()).status == "failed"
+async def test_of_two_dispatchers_that_run_a_job_one_gives_it_its_end(
+    session_store: SessionStore, session: Session, frozen_clock: FrozenClock
+) -> None:
+    """As after a stall, or a jump of the clock: the first goes on and is told that nobody wants what it makes."""
+    first, second = StepPipeline(), StepPipeline()
+    async with local(session_store, [first]) as slow, local(session_store, [second], lease=LEASE) as quick:
+        request = await session.generation_request("steps", slots=(), params={"endless": True})
+        job = await slow.submit(request)
+        await on_device(job)
+        second.make = lambda params: {"text": (b"second", "text/plain")}
+        second.endless = False
+        frozen_clock.advance(2 * LEASE)
+        await quick._owner.take_over()
+        outputs = await (await quick.job(session, job.id)).result()
+        assert await job.result() == outputs
+    entry = (await session.info()).jobs[job.id]
+    assert (entry.status, entry.attempt, entry.outputs) == ("succeeded", 2, outputs)
+    named = {output.blob for output in outputs.values()}
+    assert await keys_of(session_store.blobs, "blobs/") == named
 
 
-async def test_a_damaged_manifest_keeps_no_other_job_from_its_end(tmp_path: Path) -> None:
+async def test_an_interrupted_job_is_tried_again_with_nothing_beside_it(
+    session_store: SessionStore, session: Session
+) -> None:
+    other = await session_store.create_session()
+    poisoned = await left_behind(session_store, session, status="preparing", attempt=1)
+    pipeline = StepPipeline()
+    beside: list[int] = []
+    async with local(session_store, [pipeline], devices=["cpu", "cpu:1"], start_paused=True) as dispatcher:
+        pipeline.before_generate = lambda context: beside.append(len(dispatcher._scheduler._under_way))
+        jobs = [await dispatcher.submit(await other.generation_request("steps", slots=())) for _ in range(5)]
+        await dispatcher._owner.take_over()
+        dispatcher.resume()
+        poisoned_job = await dispatcher.job(session, poisoned.id)
+        async for event in poisoned_job.events():
+            if isinstance(event, Started):
+                assert [job.id for job in dispatcher._scheduler._under_way] == [poisoned.id]
+        for job in jobs:
+            await job.result()
+    assert len(pipeline.ran) == 6
+    assert 1 in beside
+
+
+async def test_a_job_that_was_interrupted_three_times_has_failed(session_store: SessionStore, session: Session) -> None:
+    entry = await left_behind(session_store, session, status="running", attempt=4, excused=1)
+    pipeline = StepPipeline()
+    async with local(session_store, [pipeline]) as dispatcher:
+        with pytest.raises(JobFailedError, match="stopped 3 times"):
+            await (await dispatcher.job(session, entry.id)).result()
+    error = (await session.info()).jobs[entry.id].error
+    assert error is not None
+    assert error.kind == "abandoned"
+    assert pipeline.ran == []
+    assert await keys_of(session_store.blobs, "queue/") == set()
+
+
+async def test_an_interrupted_job_that_nobody_wants_any_more_is_cancelled(
+    session_store: SessionStore, session: Session
+) -> None:
+    entry = await left_behind(session_store, session, status="running", attempt=1, cancel_requested=True)
+    async with local(session_store, [StepPipeline()]) as dispatcher:
+        await dispatcher._owner.take_over()
+    assert (await session.info()).jobs[entry.id].status == "cancelled"
+
+
+async def test_a_job_for_a_pipeline_that_is_not_here_waits_a_day_for_its_dispatcher(
+    session_store: SessionStore, session: Session, frozen_clock: FrozenClock
+) -> None:
+    entry = await left_behind(session_store, session)
+    async with local(session_store, [StepPipeline("other")]) as dispatcher:
+        await dispatcher._owner.take_over()
+        assert (await session.info()).jobs[entry.id] == entry
+        frozen_clock.advance(UNCLAIMED)
+        await dispatcher._owner.take_over()
+        done = (await session.info()).jobs[entry.id]
+        assert done.error is not None
+        assert (done.status, done.error.kind) == ("failed", "abandoned")
+
+
+async def test_a_damaged_manifest_keeps_no_other_job_waiting(tmp_path: Path) -> None:
     async with open_store(tmp_path / "root", cleanup_interval=None) as store:
         sessions = [await store.create_session() for _ in range(4)]
-        async with LocalDispatcher(store, [StepPipeline()]) as dispatcher:
-            spec = dispatcher._pipelines["steps"].spec
-            for session in sessions:
-                entry = spec.entry(
-                    await session.generation_request("steps", slots=()),
-                    f"{session.key}.{'0' * 16}",
-                    "dead",
-                    store.clock(),
-                )
-                await store.blobs.put(_keys.queue_marker(entry.id), b"{}")
-                await session.edit_job(entry.id, lambda _, entry=entry: entry)  # type: ignore[misc]
-            for session in sessions[:2]:
-                (tmp_path / "root" / _keys.manifest(session.key)).write_bytes(b"{")
-            await dispatcher._owner.bury_the_dead()
+        for session in sessions:
+            await left_behind(store, session)
+        for session in sessions[:2]:
+            (tmp_path / "root" / _keys.manifest(session.key)).write_bytes(b"{")
+        async with local(store, [StepPipeline()]) as dispatcher:
             for session in sessions[2:]:
-                assert [job.status for job in (await session.info()).jobs.values()] == ["failed"]
+                for job_id in (await session.info()).jobs:
+                    await (await dispatcher.job(session, job_id)).result()
 
 
-async def test_a_job_whose_end_could_not_be_stored_ends_once_there_is_room_again() -> None:
+async def test_a_job_whose_end_could_not_be_stored_is_run_again_once_there_is_room() -> None:
     blobs = FaultyBlobStore()
     pipeline = StepPipeline()
-    async with open_store(blobs, cleanup_interval=None) as store, LocalDispatcher(store, [pipeline]) as dispatcher:
+
+    def fill_the_disk(context: JobContext) -> None:
+        if context.attempt == 1:
+            blobs.full_for = lambda key: True
+
+    async with open_store(blobs, cleanup_interval=None) as store, local(store, [pipeline]) as dispatcher:
         session = await store.create_session()
-        pipeline.before_generate = lambda context: setattr(blobs, "full_for", lambda key: True)
+        pipeline.before_generate = fill_the_disk
         job = await dispatcher.submit(await session.generation_request("steps", slots=()))
-        with pytest.raises(JobFailedError):
-            await job.result()
-        assert (await job.info()).status == "running"
-        blobs.full_for = lambda key: False
         with anyio.fail_after(30):
             while dispatcher._holds(job.id):  # noqa: ASYNC110 - the lane tells nobody
                 await anyio.sleep(0.01)
-        await dispatcher._owner.bury_the_dead()
-        assert (await job.info()).status == "failed"
+        assert (await job.info()).under_way
+        blobs.full_for = lambda key: False
+        await dispatcher._owner.take_over()
+        assert (await job.result())["text"].byte_size == 4
+        assert (await job.info()).attempt == 2
 
 
 async def test_leaving_takes_the_lease_along_and_a_sweep_takes_one_that_was_left(tmp_path: Path) -> None:
     async with open_store(tmp_path / "root", cleanup_interval=None) as store:
-        async with LocalDispatcher(store, [StepPipeline()]):
+        async with local(store, [StepPipeline()]):
             assert len(await keys_of(store.blobs, "owners/")) == 1
         assert await keys_of(store.blobs, "owners/") == set()
         await store.blobs.put("owners/0123.json", b"{}")
@@ -115,10 +193,7 @@ async def test_leaving_takes_the_lease_along_and_a_sweep_takes_one_that_was_left
 
 async def test_a_dispatcher_goes_on_while_its_lease_can_not_be_renewed() -> None:
     blobs = FaultyBlobStore()
-    async with (
-        open_store(blobs, cleanup_interval=None) as store,
-        LocalDispatcher(store, [StepPipeline()]) as dispatcher,
-    ):
+    async with open_store(blobs, cleanup_interval=None) as store, local(store, [StepPipeline()]) as dispatcher:
         blobs.full_for = lambda key: key.startswith("owners/")
         session = await store.create_session()
         job = await dispatcher.submit(await session.generation_request("steps", slots=()))

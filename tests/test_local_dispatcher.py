@@ -4,8 +4,9 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import aclosing
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -26,7 +27,6 @@ from async_sessions import (
     UnknownPipelineError,
     open_store,
 )
-from async_sessions.dispatch import Dispatcher, Job, LocalDispatcher
 from async_sessions.jobs import (
     Cancelled,
     Failed,
@@ -39,7 +39,10 @@ from async_sessions.jobs import (
     event_order,
 )
 from tests.faults import FaultyBlobStore, keys_of
-from tests.steps import StepPipeline
+from tests.steps import StepPipeline, local
+
+if TYPE_CHECKING:
+    from async_sessions.dispatch import Dispatcher, Job
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +89,7 @@ async def test_a_submitted_job_gives_its_outputs(session_store: SessionStore, se
     await session.store_image(RED, "start")
     pipeline = StepPipeline(start=True)
     pipeline.make = lambda params: {"video": pipeline.file(b"film")}
-    async with LocalDispatcher(session_store, [pipeline]) as dispatcher:
+    async with local(session_store, [pipeline]) as dispatcher:
         request = await session.generation_request("steps", slots=["start"])
         job = await dispatcher.submit(request)
         outputs = await job.result()
@@ -100,7 +103,7 @@ async def test_a_submitted_job_gives_its_outputs(session_store: SessionStore, se
 async def test_events_come_in_order_and_end_with_the_terminal_one(
     session_store: SessionStore, session: Session
 ) -> None:
-    async with LocalDispatcher(session_store, [StepPipeline()]) as dispatcher:
+    async with local(session_store, [StepPipeline()]) as dispatcher:
         job = await submit(dispatcher, session, steps=500)
         events = await collected(job)
     kinds = [type(event) for event in events]
@@ -118,7 +121,7 @@ async def test_a_late_follower_and_one_that_reconnects_see_the_same_end(
     gate = Gate()
     pipeline = StepPipeline()
     pipeline.before_generate = gate
-    async with LocalDispatcher(session_store, [pipeline]) as dispatcher:
+    async with local(session_store, [pipeline]) as dispatcher:
         job = await submit(dispatcher, session)
         first: list[JobEvent] = []
         late: list[JobEvent] = []
@@ -147,7 +150,7 @@ async def test_a_late_follower_and_one_that_reconnects_see_the_same_end(
 async def test_a_follower_that_leaves_early_leaves_nothing_behind(
     session_store: SessionStore, session: Session
 ) -> None:
-    async with LocalDispatcher(session_store, [StepPipeline()]) as dispatcher:
+    async with local(session_store, [StepPipeline()]) as dispatcher:
         job = await submit(dispatcher, session, endless=True)
         events = job.events()
         await anext(events)
@@ -160,21 +163,18 @@ async def test_a_follower_that_leaves_early_leaves_nothing_behind(
 async def test_jobs_run_by_priority_then_in_the_order_of_their_arrival(
     session_store: SessionStore, session: Session
 ) -> None:
-    gate = Gate()
     pipeline = StepPipeline()
-    pipeline.before_generate = gate
-    async with LocalDispatcher(session_store, [pipeline]) as dispatcher:
-        jobs = [await submit(dispatcher, session, label="first")]
-        await gate.reached.wait()
+    async with local(session_store, [pipeline], start_paused=True) as dispatcher:
+        jobs = []
         for label, priority in (("low", -1), ("one", 0), ("two", 0), ("high", 5)):
             request = await session.generation_request("steps", slots=(), params={"label": label}, priority=priority)
             jobs.append(await dispatcher.submit(request))
-        positions = [(await until(job, Queued)) for job in jobs[1:]]
+        positions = [(await until(job, Queued)) for job in jobs]
         assert [event.position for event in positions if isinstance(event, Queued)] == [4, 2, 3, 1]
-        gate.open()
+        dispatcher.resume()
         for job in jobs:
             await job.result()
-    assert pipeline.ran == ["first", "high", "one", "two", "low"]
+    assert pipeline.ran == ["high", "one", "two", "low"]
 
 
 async def test_two_devices_run_two_jobs_at_once_each_in_its_own_thread(
@@ -189,7 +189,7 @@ async def test_two_devices_run_two_jobs_at_once_each_in_its_own_thread(
         both.wait()
 
     pipeline.before_generate = meet
-    async with LocalDispatcher(session_store, [pipeline], devices=["cpu", "cpu:1"]) as dispatcher:
+    async with local(session_store, [pipeline], devices=["cpu", "cpu:1"]) as dispatcher:
         jobs = [await submit(dispatcher, session) for _ in range(2)]
         for job in jobs:
             await job.result()
@@ -205,7 +205,7 @@ async def test_loading_happens_in_the_background(session_store: SessionStore, se
     may_load = threading.Event()
     pipeline = StepPipeline()
     pipeline.on_load = lambda device: assert_true(may_load.wait(30))
-    async with LocalDispatcher(session_store, [pipeline]) as dispatcher:
+    async with local(session_store, [pipeline]) as dispatcher:
         job = await submit(dispatcher, session)
         assert (await job.info()).status == "queued"
         may_load.set()
@@ -225,7 +225,7 @@ async def test_a_pipeline_that_cant_be_loaded_fails_its_own_jobs_only(
         raise FileNotFoundError("no weights here")
 
     bad.on_load = fail
-    async with LocalDispatcher(session_store, [bad, good]) as dispatcher:
+    async with local(session_store, [bad, good]) as dispatcher:
         job = await submit(dispatcher, session, "bad")
         with pytest.raises(JobFailedError, match="no weights here"):
             await job.result()
@@ -237,7 +237,7 @@ async def test_a_pipeline_that_cant_be_loaded_fails_its_own_jobs_only(
 async def test_a_pipeline_that_raises_fails_its_job_and_the_next_one_runs(
     session_store: SessionStore, session: Session
 ) -> None:
-    async with LocalDispatcher(session_store, [StepPipeline()]) as dispatcher:
+    async with local(session_store, [StepPipeline()]) as dispatcher:
         job = await submit(dispatcher, session, fail="out of memory")
         with pytest.raises(JobFailedError, match="out of memory"):
             await job.result()
@@ -254,7 +254,7 @@ async def test_a_queued_job_is_cancelled_at_once(session_store: SessionStore, se
     gate = Gate()
     pipeline = StepPipeline()
     pipeline.before_generate = gate
-    async with LocalDispatcher(session_store, [pipeline]) as dispatcher:
+    async with local(session_store, [pipeline]) as dispatcher:
         running = await submit(dispatcher, session, label="running")
         await gate.reached.wait()
         waiting = await submit(dispatcher, session, label="waiting")
@@ -263,8 +263,9 @@ async def test_a_queued_job_is_cancelled_at_once(session_store: SessionStore, se
         assert (info.status, info.cancel_requested) == ("cancelled", True)
         with pytest.raises(JobCancelledError):
             await waiting.result()
-        moved = (await until(neighbour, Queued),)
-        assert [event.position for event in moved if isinstance(event, Queued)] == [1]
+        async for event in neighbour.events():
+            if event == Queued(id=event.id, at=event.at, position=1):
+                break
         assert await keys_of(session_store.blobs, "queue/") == {f"queue/{job.id}.json" for job in (running, neighbour)}
         gate.open()
         await neighbour.result()
@@ -275,7 +276,7 @@ async def test_a_queued_job_is_cancelled_at_once(session_store: SessionStore, se
 async def test_a_running_job_is_cancelled_at_its_next_report_and_its_neighbours_are_not(
     session_store: SessionStore, session: Session
 ) -> None:
-    async with LocalDispatcher(session_store, [StepPipeline()], devices=["cpu", "cpu:1"]) as dispatcher:
+    async with local(session_store, [StepPipeline()], devices=["cpu", "cpu:1"]) as dispatcher:
         first, second = [await submit(dispatcher, session, endless=True) for _ in range(2)]
         third = await submit(dispatcher, session)
         await until(first, Progress)
@@ -292,7 +293,7 @@ async def test_a_running_job_is_cancelled_at_its_next_report_and_its_neighbours_
 
 
 async def test_cancelling_a_job_that_has_ended_changes_nothing(session_store: SessionStore, session: Session) -> None:
-    async with LocalDispatcher(session_store, [StepPipeline()]) as dispatcher:
+    async with local(session_store, [StepPipeline()]) as dispatcher:
         job = await submit(dispatcher, session)
         await job.result()
         before = await job.info()
@@ -301,15 +302,15 @@ async def test_cancelling_a_job_that_has_ended_changes_nothing(session_store: Se
 
 
 async def test_a_job_is_cancelled_through_another_dispatcher(session_store: SessionStore, session: Session) -> None:
-    async with LocalDispatcher(session_store, [StepPipeline()]) as here:
+    async with local(session_store, [StepPipeline()]) as here:
         running = await submit(here, session, endless=True)
         waiting = await submit(here, session, label="waiting")
         await until(running, Progress)
-        async with LocalDispatcher(session_store, [StepPipeline()]) as there:
+        async with local(session_store, [StepPipeline()]) as there:
             info = await (await there.job(session, waiting.id)).cancel()
             assert info.status == "cancelled"
             elsewhere = await there.job(session, running.id)
-            assert (await elsewhere.cancel()).status == "running"
+            assert (await elsewhere.cancel()).cancel_requested
             with pytest.raises(JobCancelledError):
                 await elsewhere.result()
         assert isinstance((await collected(waiting))[-1], Cancelled)
@@ -321,7 +322,7 @@ async def test_a_session_deleted_during_the_run_ends_the_job_and_not_the_lane(
 ) -> None:
     pipeline = StepPipeline()
     pipeline.make = lambda params: {"video": pipeline.file(b"film")}
-    async with LocalDispatcher(session_store, [pipeline]) as dispatcher:
+    async with local(session_store, [pipeline]) as dispatcher:
         job = await submit(dispatcher, session, endless=True)
         waiting = await submit(dispatcher, session)
         await until(job, Progress)
@@ -345,7 +346,7 @@ async def test_a_full_queue_refuses_in_a_sentence_and_takes_jobs_again_later(
     gate = Gate()
     pipeline = StepPipeline()
     pipeline.before_generate = gate
-    async with LocalDispatcher(session_store, [pipeline], max_queued=2) as dispatcher:
+    async with local(session_store, [pipeline], max_queued=2) as dispatcher:
         jobs = [await submit(dispatcher, session)]
         await gate.reached.wait()
         jobs += [await submit(dispatcher, session) for _ in range(2)]
@@ -365,7 +366,7 @@ async def test_a_hundred_submits_at_once_never_exceed_the_queue(session_store: S
     pipeline = StepPipeline()
     pipeline.before_generate = gate
     refused = 0
-    async with LocalDispatcher(session_store, [pipeline], max_queued=3) as dispatcher:
+    async with local(session_store, [pipeline], max_queued=3) as dispatcher:
         await submit(dispatcher, session)
         await gate.reached.wait()
 
@@ -387,7 +388,7 @@ async def test_what_does_not_fit_is_refused_before_anything_is_written(
     session_store: SessionStore, session: Session
 ) -> None:
     await session.store_image(RED, "start")
-    async with LocalDispatcher(session_store, [StepPipeline(start=True)]) as dispatcher:
+    async with local(session_store, [StepPipeline(start=True)]) as dispatcher:
         with pytest.raises(UnknownPipelineError, match="steps"):
             await dispatcher.submit(await session.generation_request("wan"))
         with pytest.raises(InvalidRequestError):
@@ -406,7 +407,7 @@ async def test_what_does_not_fit_is_refused_before_anything_is_written(
 
 async def test_a_job_of_another_session_is_not_found(session_store: SessionStore, session: Session) -> None:
     other = await session_store.create_session()
-    async with LocalDispatcher(session_store, [StepPipeline()]) as dispatcher:
+    async with local(session_store, [StepPipeline()]) as dispatcher:
         job = await submit(dispatcher, session)
         await job.result()
         for job_id in (job.id, f"{other.key}.{'0' * 16}", "../../etc/passwd", ""):
@@ -416,7 +417,7 @@ async def test_a_job_of_another_session_is_not_found(session_store: SessionStore
 
 
 async def test_a_dispatcher_works_inside_its_async_with_only(session_store: SessionStore, session: Session) -> None:
-    dispatcher = LocalDispatcher(session_store, [StepPipeline()])
+    dispatcher = local(session_store, [StepPipeline()])
     with pytest.raises(StoreClosedError):
         await submit(dispatcher, session)
     async with dispatcher:
@@ -428,15 +429,15 @@ async def test_a_dispatcher_works_inside_its_async_with_only(session_store: Sess
 @pytest.mark.parametrize(
     "make",
     [
-        lambda store: LocalDispatcher(store, [StepPipeline(), StepPipeline()]),
-        lambda store: LocalDispatcher(store, [StepPipeline()], devices=["cuda:0"]),
-        lambda store: LocalDispatcher(store, [StepPipeline()], devices=["cpu", "cpu"]),
-        lambda store: LocalDispatcher(store, [StepPipeline()], max_queued=0),
+        lambda store: local(store, [StepPipeline(), StepPipeline()]),
+        lambda store: local(store, [StepPipeline()], devices=["cuda:0"]),
+        lambda store: local(store, [StepPipeline()], devices=["cpu", "cpu"]),
+        lambda store: local(store, [StepPipeline()], max_queued=0),
     ],
     ids=["two of a name", "no such device", "a device twice", "no queue"],
 )
 async def test_a_dispatcher_that_could_not_work_is_refused(
-    session_store: SessionStore, make: Callable[[SessionStore], LocalDispatcher]
+    session_store: SessionStore, make: Callable[[SessionStore], Dispatcher]
 ) -> None:
     with pytest.raises(ValueError, match=r"\.$"):
         make(session_store)
@@ -444,7 +445,7 @@ async def test_a_dispatcher_that_could_not_work_is_refused(
 
 async def test_what_the_body_raises_leaves_as_itself(session_store: SessionStore) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with LocalDispatcher(session_store, [StepPipeline()]):
+        async with local(session_store, [StepPipeline()]):
             raise ZeroDivisionError
 
 
@@ -453,7 +454,7 @@ async def test_what_the_body_raises_leaves_as_itself(session_store: SessionStore
 
 async def test_one_idempotency_key_is_one_job(session_store: SessionStore, session: Session) -> None:
     pipeline = StepPipeline()
-    async with LocalDispatcher(session_store, [pipeline]) as dispatcher:
+    async with local(session_store, [pipeline]) as dispatcher:
         request = await session.generation_request("steps", slots=(), idempotency_key="click 7")
         jobs: list[Job] = []
 
@@ -480,7 +481,7 @@ async def test_a_queued_job_finds_its_images_after_everything_was_cleared_and_th
     pipeline = StepPipeline(start=False)
     pipeline.before_generate = gate
     pipeline.make = lambda params: {}
-    async with LocalDispatcher(session_store, [pipeline]) as dispatcher:
+    async with local(session_store, [pipeline]) as dispatcher:
         running = await submit(dispatcher, session)
         await gate.reached.wait()
         job = await dispatcher.submit(await session.generation_request("steps", slots=["start"]))
@@ -499,7 +500,7 @@ async def test_a_new_dispatcher_tells_the_end_of_an_old_job_from_its_entry(tmp_p
     async with open_store(tmp_path / "sessions", cleanup_interval=None) as store:
         session = await store.create_session()
         assert session.id is not None
-        async with LocalDispatcher(store, [StepPipeline()]) as dispatcher:
+        async with local(store, [StepPipeline()]) as dispatcher:
             done = await submit(dispatcher, session)
             outputs = await done.result()
             last = (await collected(done))[-1]
@@ -507,7 +508,7 @@ async def test_a_new_dispatcher_tells_the_end_of_an_old_job_from_its_entry(tmp_p
             assert isinstance((await collected(failed))[-1], Failed)
     async with open_store(tmp_path / "sessions", cleanup_interval=None) as store:
         session = await store.restore_session(session.id)
-        async with LocalDispatcher(store, [StepPipeline()]) as dispatcher:
+        async with local(store, [StepPipeline()]) as dispatcher:
             job = await dispatcher.job(session, done.id)
             assert await collected(job) == [last]
             assert await collected(job, after=last.id) == []
@@ -520,8 +521,8 @@ async def test_a_new_dispatcher_tells_the_end_of_an_old_job_from_its_entry(tmp_p
 async def test_of_jobs_that_ended_long_ago_only_the_entry_is_kept(
     session_store: SessionStore, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("async_sessions.dispatch.local.KEPT_LOGS", 2)
-    async with LocalDispatcher(session_store, [StepPipeline()]) as dispatcher:
+    monkeypatch.setattr("async_sessions.dispatch._scheduler.KEPT_LOGS", 2)
+    async with local(session_store, [StepPipeline()]) as dispatcher:
         jobs = [await submit(dispatcher, session) for _ in range(4)]
         for job in jobs:
             await job.result()
@@ -530,20 +531,44 @@ async def test_of_jobs_that_ended_long_ago_only_the_entry_is_kept(
     assert [len(kinds) > 1 and kinds[-1] is Succeeded for kinds in told[2:]] == [True, True]
 
 
-async def test_leaving_ends_what_runs_and_what_waits_and_pins_no_session(
+async def test_leaving_returns_what_runs_and_what_waits_to_the_queue_at_no_cost(
     session_store: SessionStore, session: Session
 ) -> None:
-    async with LocalDispatcher(session_store, [StepPipeline()]) as dispatcher:
-        running = await submit(dispatcher, session, endless=True)
-        waiting = [await submit(dispatcher, session) for _ in range(3)]
-        await until(running, Progress)
-    for job in (running, *waiting):
-        last = (await collected(job))[-1]
-        assert isinstance(last, Failed)
-        assert last.error.kind == "abandoned"
-        assert (await job.info()).error == last.error
-    assert await keys_of(session_store.blobs, "queue/") == set()
+    async with local(session_store, [StepPipeline()]) as dispatcher:
+        jobs = [await submit(dispatcher, session, endless=True)]
+        jobs += [await submit(dispatcher, session) for _ in range(3)]
+        await until(jobs[0], Progress)
     assert not any(thread.name.startswith("async_sessions-") for thread in threading.enumerate())
+    entries = [await job.info() for job in jobs]
+    assert [(entry.status, entry.attempt - entry.excused, entry.retry) for entry in entries] == [
+        ("queued", 0, None)
+    ] * 4
+    assert await keys_of(session_store.blobs, "queue/") == {f"queue/{job.id}.json" for job in jobs}
+    assert await keys_of(session_store.blobs, "owners/") == set()
+
+    pipeline = StepPipeline()
+    async with local(session_store, [pipeline]) as dispatcher:
+        again = [await dispatcher.job(session, job.id) for job in jobs]
+        await again[0].cancel()
+        for job in again[1:]:
+            await job.result()
+        with pytest.raises(JobCancelledError):
+            await again[0].result()
+
+
+async def test_leaving_waits_for_what_is_on_the_device_and_begins_nothing_else(
+    session_store: SessionStore, session: Session
+) -> None:
+    gate = Gate()
+    pipeline = StepPipeline()
+    pipeline.before_generate = gate
+    async with local(session_store, [pipeline], drain_timeout=timedelta(minutes=1)) as dispatcher:
+        running = await submit(dispatcher, session)
+        waiting = [await submit(dispatcher, session) for _ in range(2)]
+        await gate.reached.wait()
+        gate.open()
+    assert [(await job.info()).status for job in (running, *waiting)] == ["succeeded", "queued", "queued"]
+    assert len(pipeline.ran) == 1
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["task.cancel", "anyio scope"])
@@ -556,7 +581,7 @@ async def test_cancelling_the_task_that_holds_a_dispatcher_leaves_in_the_same_or
 
     async def serve() -> None:
         with scope:
-            async with LocalDispatcher(session_store, [StepPipeline()]) as dispatcher:
+            async with local(session_store, [StepPipeline()]) as dispatcher:
                 jobs.extend([await submit(dispatcher, session, endless=True) for _ in range(2)])
                 await until(jobs[0], Progress)
                 busy.set()
@@ -570,7 +595,7 @@ async def test_cancelling_the_task_that_holds_a_dispatcher_leaves_in_the_same_or
         scope.cancel()
     await asyncio.wait({task})
     assert task.cancelled() == native
-    assert [(await job.info()).status for job in jobs] == ["failed", "failed"]
+    assert [(await job.info()).status for job in jobs] == ["queued", "queued"]
     assert not any(thread.name.startswith("async_sessions-") for thread in threading.enumerate())
 
 
@@ -580,7 +605,7 @@ async def test_a_submit_cancelled_in_the_middle_is_accepted_whole() -> None:
         session = await store.create_session()
         gate = anyio.Event()
         pipeline = StepPipeline()
-        async with LocalDispatcher(store, [pipeline]) as dispatcher:
+        async with local(store, [pipeline]) as dispatcher:
             request = await session.generation_request("steps", slots=(), idempotency_key="once")
             blobs.before_put = lambda key: gate if key.startswith("queue/") else None
             with anyio.CancelScope() as scope:
@@ -599,7 +624,7 @@ async def test_a_submit_that_can_not_be_stored_leaves_nothing() -> None:
     async with open_store(blobs, cleanup_interval=None) as store:
         session = await store.create_session()
         pipeline = StepPipeline()
-        async with LocalDispatcher(store, [pipeline]) as dispatcher:
+        async with local(store, [pipeline]) as dispatcher:
             blobs.full_for = lambda key: key.startswith("manifests/")
             with pytest.raises(StorageFullError):
                 await submit(dispatcher, session)

@@ -16,12 +16,24 @@ PACKAGE = Path(async_sessions.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"records", "_manifest", "_keys", "_tasks", "_budget", "_events", "_lane", "_quota", "_plan", "_reckoning"},
+    {
+        "records",
+        "_manifest",
+        "_keys",
+        "_tasks",
+        "_budget",
+        "_events",
+        "_lane",
+        "_pace",
+        "_quota",
+        "_plan",
+        "_reckoning",
+    },
     {"_codec", "blobs", "renditions", "_tensor"},
     {"_ingest", "_cache", "_manifests", "_reading"},
     {"_context", "_life", "_draft", "session", "store", "_pipeline"}
     | {"janitor", "_sweep", "stats", "verify", "_verification", "_repair"},
-    {"jobs", "_run", "bundle", "_bundle", "_archive", "_spool"},
+    {"jobs", "_run", "_entry", "_outputs", "bundle", "_bundle", "_archive", "_spool"},
     {"asgi", "_serving", "dispatch", "pipelines"},
     {"gradio", "_gradio"},
     {"cli", "_cli", "demo", "__main__"},

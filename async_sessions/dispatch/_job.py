@@ -77,7 +77,9 @@ class LocalJob:
         """The first event after `seen`: from the log, or from the entry of a job that another process runs or ran."""
         while True:
             if (log := self._log(self.id)) is not None:
-                return await log.next(seen)
+                if (logged := await log.next(seen)) is not None or log.ended:
+                    return logged
+                continue  # it is not run here any more
             entry = await self.info()
             if (event := entry_event(entry)) is not None and event_order(event.id) > seen:
                 return event

@@ -1,9 +1,9 @@
-"""Leases: how a dispatcher shows that it lives, and how the jobs of one that died come to an end."""
+"""Leases: how a dispatcher shows that it lives, and how it comes by the jobs of one that died."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
@@ -12,14 +12,20 @@ import msgspec
 
 from async_sessions import _keys
 from async_sessions.blobs.base import Expect
-from async_sessions.errors import JobNotFoundError, SessionNotFoundError, StorageError, VersionConflictError
-from async_sessions.jobs import abandon_job
+from async_sessions.errors import (
+    InvalidKeyError,
+    JobNotFoundError,
+    SessionNotFoundError,
+    StorageError,
+    VersionConflictError,
+)
+from async_sessions.jobs import take_over_job
 
 if TYPE_CHECKING:
     from async_sessions.records import JobInfo
     from async_sessions.store import SessionStore
 
-LEASE = timedelta(seconds=15)  # a dispatcher that has not renewed its lease for so long is dead
+UNCLAIMED: Final = timedelta(days=1)  # after which a job ends whose pipeline no living dispatcher has
 
 _logger = logging.getLogger("async_sessions")
 
@@ -32,21 +38,36 @@ _LEASE_OF: Final = msgspec.json.Decoder(_Lease)  # made once, see `_manifest`
 
 
 class Owner:
-    """One dispatcher as the others see it: the jobs that it accepted are its own while its lease lasts.
+    """One dispatcher as the others see it: what it looks after is its own while its lease, of `lease`, lasts.
 
-    `holds` tells whether a job is queued or running in this process.
+    `holds` tells whether a job waits or is under way in this process; `adopt` gets the entries of those that were taken
+    over and wait now. Only jobs for one of `pipelines` are taken over.
     """
 
-    def __init__(self, store: SessionStore, name: str, holds: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        name: str,
+        *,
+        lease: timedelta,
+        pipelines: Container[str],
+        max_attempts: int,
+        holds: Callable[[str], bool],
+        adopt: Callable[[JobInfo], None],
+    ) -> None:
         self.name = name
-        self._holds = holds
         self._store = store
+        self._lease = lease
+        self._pipelines = pipelines
+        self._max_attempts = max_attempts
+        self._holds = holds
+        self._adopt = adopt
         self._key = _keys.owner_lease(name)
         self._version: str | Expect = Expect.ANY
 
     async def renew(self) -> None:
         """Over the last lease, so that there is room for it on a full device."""
-        lease = msgspec.json.encode(_Lease(self._store.clock() + LEASE))
+        lease = msgspec.json.encode(_Lease(self._store.clock() + self._lease))
         try:
             self._version = await self._store.blobs.put(self._key, lease, expect=self._version)
         except VersionConflictError:  # a sweep took it for that of a dead process
@@ -59,35 +80,49 @@ class Owner:
             _logger.warning("could not delete the lease %s", self._key, exc_info=True)
 
     async def live(self) -> None:
-        """Renew the lease, and end the jobs that nobody runs, until cancelled."""
+        """Renew the lease, and take over the jobs that nobody looks after, until cancelled."""
         while True:
             try:
                 await self.renew()
-                await self.bury_the_dead()
+                await self.take_over()
             except Exception:
                 # Whatever a backend raises, an app does not end because its jobs could not be looked after.
                 _logger.exception("could not renew the lease %s; trying again", self._key)
-            await anyio.sleep(LEASE.total_seconds() / 3)
+            await anyio.sleep(self._lease.total_seconds() / 3)
 
-    async def bury_the_dead(self) -> None:
-        """End, as abandoned, every unfinished job that nobody runs any more.
+    async def take_over(self) -> None:
+        """Adopt every unfinished job whose owner's lease lapsed, and any of our own that was lost from sight.
 
-        That is one whose owner's lease lapsed, and one of our own whose end could not be stored when it came.
+        The latter are those whose beginning, or end, could not be stored when it came.
         """
         async for marker in self._store.blobs.list(_keys.QUEUE):
             job_id = _keys.job_of_marker(marker.key)
+            if self._holds(job_id):
+                continue
             try:
                 session = await self._store.open_by_key(_keys.split_job_id(job_id)[0])
                 entry = (await session.info()).jobs.get(job_id)
-                if entry is None or not entry.unfinished or not await self._is_dead(entry):
-                    continue
-            except (SessionNotFoundError, JobNotFoundError):
+                if entry is not None and entry.unfinished and await self._is_dead(entry):
+                    await self._take(entry)
+            except (SessionNotFoundError, JobNotFoundError, InvalidKeyError):
                 continue  # the sweep takes the marker
             except StorageError as error:
                 _logger.warning("can't tell whether job %s lives: %s", job_id, error)
-                continue
-            _logger.warning("job %s is abandoned: nobody runs it any more", job_id)
-            await abandon_job(job_id, store=self._store, emit=lambda event: None, attempt=entry.attempt)
+
+    async def _take(self, seen: JobInfo) -> None:
+        owner = self.name if seen.pipeline in self._pipelines else None
+        if owner is None and self._store.clock() - seen.submitted_at < UNCLAIMED:
+            return  # its own dispatcher may come back
+        entry = await take_over_job(
+            seen, store=self._store, emit=lambda event: None, owner=owner, max_attempts=self._max_attempts
+        )
+        if entry is None or self._holds(entry.id):
+            return
+        if entry.status == "queued" and entry.owner == self.name:
+            _logger.warning("job %s is taken over: nobody looked after it any more", entry.id)
+            self._adopt(entry)
+        elif not entry.unfinished:
+            _logger.warning("job %s is over, %s: nobody looked after it any more", entry.id, entry.status)
 
     async def _is_dead(self, entry: JobInfo) -> bool:
         if entry.owner == self.name:

@@ -13,9 +13,13 @@ if TYPE_CHECKING:
 
 
 class JobLog:
-    """A handful of events, however long the job: of positions, or progress reports, in a row only the last is kept."""
+    """A handful of events, however long the job: of positions, or progress reports, in a row only the last is kept.
+
+    One that is `closed` without a terminal event is of a job that is not run here any more: its entry tells the rest.
+    """
 
     def __init__(self) -> None:
+        self.closed = False
         self._events: list[JobEvent] = []
         self._changed = anyio.Event()
 
@@ -31,15 +35,22 @@ class JobLog:
         if isinstance(event, Queued | Progress) and type(event) is type(last):
             self._events.pop()
         self._events.append(event)
-        self._changed.set()
-        self._changed = anyio.Event()
+        self._wake()
+
+    def close(self) -> None:
+        self.closed = True
+        self._wake()
 
     async def next(self, seen: tuple[int, int]) -> JobEvent | None:
-        """The first event after `seen`, waiting for it; `None` where there will be none."""
+        """The first event after `seen`, waiting for it; `None` where there will be none here."""
         while True:
             for event in self._events:
                 if event_order(event.id) > seen:
                     return event
-            if self.ended:
+            if self.ended or self.closed:
                 return None
             await self._changed.wait()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

@@ -57,6 +57,7 @@ class Dispatcher(Protocol):
     async def submit(self, request: GenerationRequest) -> Job:
         """Accept a job, durably; what it needs is kept until its end. One idempotency key is one job.
 
+        It is run at least once, whatever becomes of this process, and what it makes takes effect once.
         `UnknownPipelineError`, `InvalidRequestError`, `QueueFullError`; `SlotEmptyError` if an image was removed
         meanwhile; `SessionNotFoundError`.
         """
@@ -67,5 +68,16 @@ class Dispatcher(Protocol):
         ...
 
     async def jobs(self, session: Session) -> list[JobInfo]:
-        """The jobs that `session` remembers, oldest first."""
+        """The jobs that `session` remembers, oldest first: those that are not over, and the last that are."""
+        ...
+
+    async def retry(self, session: Session, job_id: str) -> Job:
+        """Submit a job that is over once more: the same images, the same parameters.
+
+        `InvalidRequestError` for one that is not over; else what `job` and `submit` raise.
+        """
+        ...
+
+    async def cancel_session(self, session: Session) -> list[JobInfo]:
+        """Cancel every job of `session` that is not over, and return their entries."""
         ...

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 import msgspec
@@ -21,7 +22,9 @@ from async_sessions._tasks import Commits
 from async_sessions.dispatch._job import LocalJob
 from async_sessions.dispatch._lease import Owner
 from async_sessions.dispatch._log import JobLog
+from async_sessions.dispatch._scheduler import Scheduler, kind_of
 from async_sessions.errors import (
+    InvalidRequestError,
     JobNotFoundError,
     QueueFullError,
     SessionNotFoundError,
@@ -29,34 +32,18 @@ from async_sessions.errors import (
     StoreClosedError,
     UnknownPipelineError,
 )
-from async_sessions.jobs import CancelFlag, Lane, Queued, abandon_job, cancel_job, run_job
+from async_sessions.jobs import cancel_job, give_back_job
+from async_sessions.records import MIB, GenerationRequest
 
 if TYPE_CHECKING:
     from async_sessions.jobs import Pipeline
-    from async_sessions.records import GenerationRequest, JobInfo
+    from async_sessions.records import JobInfo
     from async_sessions.session import Session
     from async_sessions.store import SessionStore
 
-KEPT_LOGS = 256  # of jobs that ended; older ones are told from their entry
+PIXEL_BYTES: Final = 4  # of a decoded image in memory
 
 _logger = logging.getLogger("async_sessions")
-
-
-class _Accepted:
-    """A job that this dispatcher took and has not ended."""
-
-    def __init__(self, entry: JobInfo, device: str, arrival: int) -> None:
-        self.id = entry.id
-        self.arrival = arrival
-        self.priority = entry.priority
-        self.device = device
-        self.flag = CancelFlag()
-        self.log = JobLog()
-        self._moves = 0
-
-    def move(self, position: int, now: datetime) -> None:
-        self._moves += 1
-        self.log.append(Queued(id=f"0.{self._moves}", at=now, position=position))
 
 
 class LocalDispatcher(AsyncContextManagerMixin):
@@ -64,12 +51,19 @@ class LocalDispatcher(AsyncContextManagerMixin):
 
     Enter it inside its store, and leave it in the task that entered it. A pipeline is loaded on every device of its
     kind (`PipelineSpec.device`), in the background: jobs may be submitted meanwhile. One that can't be loaded fails its
-    jobs, with the reason. Jobs run by priority, the higher first, then in the order of their arrival; at most
-    `max_queued` wait. A job that another process accepted can be followed and cancelled here too.
+    jobs, with the reason. A job that another process accepted can be followed and cancelled here too.
 
-    Leaving stops the running jobs at their next report and waits for them; they, and those still queued, end as failed,
-    `abandoned`. So do the jobs of a process that was killed, once its lease (15 s) has lapsed and another dispatcher
-    looks after the same store.
+    Jobs run by priority, the higher first; within one the sessions take turns. While a device works, the images of its
+    next job are read and prepared: of one job per device, and no more than `max_prepared_bytes` of decoded images in
+    all, or one job. At most `max_queued` jobs wait, `max_queued_per_session` of a session, of which at most
+    `max_running_per_session` are under way at a time. With `start_paused` they wait until `resume()`.
+
+    Leaving takes no more jobs, lets those on a device go on for `drain_timeout`, stops them at their next report and
+    waits for that. Whatever is not over by then waits, at no cost, for the next dispatcher of this store. So does what
+    a process leaves that was killed, once its `lease` has lapsed: a job that was under way is tried again alone then,
+    and has failed, `abandoned`, when it was interrupted `max_attempts` times. A pipeline that does not stop is told to
+    the log, and waited for; with `hard_exit` the process ends instead, with status 1, for a supervisor to start
+    it anew. A cancellation, or an error, that leaves the `async with` waits for `drain_timeout` no more.
     """
 
     def __init__(
@@ -79,6 +73,14 @@ class LocalDispatcher(AsyncContextManagerMixin):
         *,
         devices: Sequence[str] = ("cpu",),
         max_queued: int = 64,
+        max_queued_per_session: int | None = None,
+        max_running_per_session: int | None = None,
+        max_prepared_bytes: int = 1024 * MIB,
+        max_attempts: int = 3,
+        start_paused: bool = False,
+        lease: timedelta = timedelta(seconds=15),
+        drain_timeout: timedelta = timedelta(seconds=10),
+        hard_exit: bool = False,
     ) -> None:
         pipelines = list(pipelines)
         self._pipelines = {each.spec.name: each for each in pipelines}
@@ -87,25 +89,56 @@ class LocalDispatcher(AsyncContextManagerMixin):
         if len(set(devices)) < len(devices):
             raise ValueError("A device is named twice; it has one thread.")
         for spec in (each.spec for each in pipelines):
-            if spec.device not in map(_kind, devices):
+            if spec.device not in map(kind_of, devices):
                 raise ValueError(f"Pipeline {spec.name!r} runs on {spec.device!r}; `devices` has none of that kind.")
-        if max_queued < 1:
-            raise ValueError("`max_queued` must be at least 1.")
+        bounds = {
+            "max_queued": max_queued,
+            "max_queued_per_session": max_queued_per_session,
+            "max_running_per_session": max_running_per_session,
+            "max_attempts": max_attempts,
+            "max_prepared_bytes": max_prepared_bytes // PIXEL_BYTES,
+        }
+        for name, bound in bounds.items():
+            if bound is not None and bound < 1:
+                raise ValueError(f"`{name}` must be at least {PIXEL_BYTES if name.endswith('bytes') else 1}.")
+        if lease <= timedelta(0) or drain_timeout < timedelta(0):
+            raise ValueError("`lease` must be more than nothing, `drain_timeout` not less.")
         self._store = store
         self._devices = tuple(devices)
         self._max_queued = max_queued
-        self._owner = Owner(store, secrets.token_hex(8), self._holds)
+        self._max_queued_per_session = max_queued_per_session
+        self._max_running_per_session = max_running_per_session
+        self._max_prepared_bytes = max_prepared_bytes
+        self._max_attempts = max_attempts
+        self._start_paused = start_paused
+        self._lease = lease
+        self._drain_timeout = drain_timeout
+        self._hard_exit = hard_exit
         self._open = False
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
-        self._queue: list[_Accepted] = []
-        self._jobs: dict[str, _Accepted] = {}
-        self._accepting: Counter[str] = Counter()
-        self._arrivals = 0
-        self._ended: OrderedDict[str, JobLog] = OrderedDict()
-        self._submitting = 0
-        self._arrival = anyio.Event()
+        name = secrets.token_hex(8)
+        self._scheduler = Scheduler(
+            self._store,
+            self._pipelines,
+            self._devices,
+            owner=name,
+            max_running=self._max_running_per_session,
+            ahead_pixels=self._max_prepared_bytes // PIXEL_BYTES,
+            paused=self._start_paused,
+        )
+        self._owner = Owner(
+            self._store,
+            name,
+            lease=self._lease,
+            pipelines=self._pipelines,
+            max_attempts=self._max_attempts,
+            holds=self._holds,
+            adopt=self._scheduler.add,
+        )
+        self._accepting: Counter[str] = Counter()  # by job id
+        self._accepting_of: Counter[str] = Counter()  # by session key
         failure: Exception | None = None
         await self._owner.renew()
         async with anyio.create_task_group() as group:
@@ -114,17 +147,19 @@ class LocalDispatcher(AsyncContextManagerMixin):
                 async with anyio.create_task_group() as lanes:
                     lanes.start_soon(self._owner.live)
                     for device in self._devices:
-                        lanes.start_soon(self._work, device)
+                        lanes.start_soon(self._scheduler.work, device)
                     self._open = True
                     try:
                         yield self
+                        self._open = False
+                        await self._drain()
                     except Exception as error:  # noqa: BLE001 - the caller's own, which a group would wrap in another
                         failure = error
                     finally:
                         self._open = False
                         lanes.cancel_scope.cancel()
             finally:
-                await self._commits.uninterrupted(self._leave)
+                await self._commits.uninterrupted(self._owner.resign)
         if failure is not None:
             raise failure
 
@@ -137,23 +172,22 @@ class LocalDispatcher(AsyncContextManagerMixin):
         session = await self._store.open_by_key(request.session_key)
         job_id = _keys.job_id(request.session_key, _keys.job_hex(request.idempotency_key))
         now = self._store.clock()
-        self._arrivals += 1
-        arrival = self._arrivals
-        entry = await anyio.to_thread.run_sync(partial(pipeline.spec.entry, request, job_id, self._owner.name, now))
+        arrival = self._scheduler.draw()
+        entry = await anyio.to_thread.run_sync(partial(_checked, pipeline, request, job_id, self._owner.name, now))
         job = self._handle(session, job_id)
         if request.idempotency_key is not None and job_id in (await session.info()).jobs:
             return job
         self._check_open()
-        if len(self._queue) + self._submitting >= self._max_queued:
-            raise QueueFullError(f"{self._max_queued} jobs are waiting already; try again in a while.")
-        self._submitting += 1
+        self._check_room(session.key)
         self._accepting[job_id] += 1
+        self._accepting_of[session.key] += 1
         try:
-            await self._commits.uninterrupted(partial(self._accept, session, entry, pipeline.spec.device, arrival))
+            await self._commits.uninterrupted(partial(self._accept, session, entry, arrival))
         finally:
-            self._submitting -= 1
             self._accepting[job_id] -= 1
+            self._accepting_of[session.key] -= 1
             self._accepting += Counter()  # keeps the positive counts only
+            self._accepting_of += Counter()
         return job
 
     async def job(self, session: Session, job_id: str) -> LocalJob:
@@ -168,15 +202,57 @@ class LocalDispatcher(AsyncContextManagerMixin):
         """See `Dispatcher.jobs`."""
         return sorted((await session.info()).jobs.values(), key=lambda entry: entry.submitted_at)
 
+    async def retry(self, session: Session, job_id: str) -> LocalJob:
+        """See `Dispatcher.retry`."""
+        entry = await (await self.job(session, job_id)).info()
+        if entry.unfinished:
+            raise InvalidRequestError("The job is not over yet; wait for its end, or cancel it.")
+        return await self.submit(
+            GenerationRequest(
+                session_key=session.key,
+                pipeline=entry.pipeline,
+                inputs=entry.inputs,
+                params=entry.params,
+                priority=entry.priority,
+            )
+        )
+
+    async def cancel_session(self, session: Session) -> list[JobInfo]:
+        """See `Dispatcher.cancel_session`."""
+        return [await self._cancel(entry.id) for entry in await self.jobs(session) if entry.unfinished]
+
+    def pause(self) -> None:
+        """Begin no job until `resume()`; those under way go on, and jobs are accepted."""
+        self._check_open()
+        self._scheduler.paused = True
+
+    def resume(self) -> None:
+        """Begin jobs again."""
+        self._check_open()
+        self._scheduler.paused = False
+        self._scheduler.wake()
+
     def _holds(self, job_id: str) -> bool:
-        return job_id in self._jobs or job_id in self._accepting
+        return self._scheduler.holds(job_id) or job_id in self._accepting
 
     def _check_open(self) -> None:
         if not self._open:
             raise StoreClosedError("The dispatcher is not open; use it inside `async with dispatcher`.")
 
-    async def _accept(self, session: Session, entry: JobInfo, device: str, arrival: int) -> None:
-        """Marker, then entry, then queue. Not to be interrupted: an entry that is not in the queue is never run."""
+    def _check_room(self, session_key: str) -> None:
+        waiting = self._scheduler.waiting() + self._accepting.total()
+        own = self._scheduler.waiting(session_key) + self._accepting_of[session_key]
+        whose = ""
+        if self._max_queued_per_session is not None and own >= self._max_queued_per_session:
+            whose, waiting = " of yours", own
+        elif waiting < self._max_queued:
+            return
+        after = self._scheduler.retry_after()
+        when = "in a while" if after is None else f"in {max(1, round(after))} s"
+        raise QueueFullError(f"{waiting} jobs{whose} are waiting already; try again {when}.", waiting + 1, after)
+
+    async def _accept(self, session: Session, entry: JobInfo, arrival: int) -> None:
+        """Marker, then entry, then queue. Not to be interrupted: an entry that is not in the queue waits for long."""
         marker = _keys.queue_marker(entry.id)
         hint = {"owner": self._owner.name, "submitted_at": entry.submitted_at}
         version = await self._store.blobs.put(marker, msgspec.json.encode(hint))
@@ -190,22 +266,14 @@ class LocalDispatcher(AsyncContextManagerMixin):
         try:
             current = await session.edit_job(entry.id, add)
         except Exception as error:
-            # after another storage error the entry may be there: then the marker leads to it, and it ends as abandoned
+            # after another storage error the entry may be there: then the marker leads to it, and it is taken in
             if not isinstance(error, StorageError) or isinstance(error, NOT_WRITTEN):
                 await self._drop_marker(marker, version)
             raise
-        if not added:  # the same request twice at once; the other one runs it
-            if current is not None and not current.unfinished:
-                await self._drop_marker(marker, version)
-            return
-        accepted = self._jobs[entry.id] = _Accepted(entry, device, arrival)
-        self._queue.append(accepted)
-        self._queue.sort(key=lambda each: (-each.priority, each.arrival))
-        self._tell_positions()
-        self._arrival.set()
-        self._arrival = anyio.Event()
-        if not self._open:
-            await self._abandon_queued()
+        if added:
+            self._scheduler.add(entry, arrival)
+        elif current is not None and not current.unfinished:  # the same request twice at once
+            await self._drop_marker(marker, version)
 
     async def _drop_marker(self, marker: str, version: str) -> None:
         try:
@@ -213,87 +281,33 @@ class LocalDispatcher(AsyncContextManagerMixin):
         except StorageError as error:  # it is only a hint; and somebody else may submit the same job just now
             _logger.info("left the marker %s: %s", marker, error)
 
-    async def _work(self, device: str) -> None:
-        models = {name: each for name, each in self._pipelines.items() if each.spec.device == _kind(device)}
-        async with Lane(device, models) as lane:
-            await lane.load()
-            while True:
-                if (job := self._take(device)) is None:
-                    await self._arrival.wait()
-                    continue
-                try:
-                    await run_job(
-                        job.id,
-                        store=self._store,
-                        pipelines=models.values(),
-                        emit=job.log.append,
-                        lane=lane,
-                        flag=job.flag,
-                    )
-                finally:
-                    self._retire(job)
-
-    def _take(self, device: str) -> _Accepted | None:
-        for job in self._queue:
-            if job.device == _kind(device):
-                self._queue.remove(job)
-                self._tell_positions()
-                return job
-        return None
-
-    def _tell_positions(self) -> None:
-        now = self._store.clock()
-        for position, job in enumerate(self._queue, start=1):
-            job.move(position, now)
-
-    def _retire(self, job: _Accepted) -> None:
-        self._jobs.pop(job.id, None)
-        self._ended[job.id] = job.log
-        while len(self._ended) > KEPT_LOGS:
-            self._ended.popitem(last=False)
-
-    async def _leave(self) -> None:
-        await self._abandon_queued()
-        await self._owner.resign()
-
-    async def _abandon_queued(self) -> None:
-        while self._queue:
-            job = self._queue.pop()
-            await abandon_job(job.id, store=self._store, emit=job.log.append)
-            self._retire(job)
-
-    def _log(self, job_id: str) -> JobLog | None:
-        job = self._jobs.get(job_id)
-        return self._ended.get(job_id) if job is None else job.log
+    async def _drain(self) -> None:
+        stuck = await self._scheduler.drain(self._drain_timeout.total_seconds())
+        for job_id in stuck:
+            _logger.error("job %s goes back to the queue though its pipeline does not stop", job_id)
+            await give_back_job(job_id, store=self._store, owner=self._owner.name)
+        if stuck and self._hard_exit:
+            await self._owner.resign()
+            _logger.critical("ending this process: its pipelines do not stop")
+            logging.shutdown()
+            os._exit(1)
 
     def _handle(self, session: Session, job_id: str) -> LocalJob:
-        return LocalJob(session, job_id, log=self._log, cancel=self._cancel)
-
-    def _stop(self, job_id: str) -> None:
-        if job := self._jobs.get(job_id):
-            job.flag.set()
-
-    def _forget(self, job_id: str) -> None:
-        """The job has ended without having been started."""
-        job = self._jobs.get(job_id)
-        if job is not None and job in self._queue:
-            self._queue.remove(job)
-            self._tell_positions()
-            self._retire(job)
+        return LocalJob(session, job_id, log=self._scheduler.log, cancel=self._cancel)
 
     async def _cancel(self, job_id: str) -> JobInfo:
-        log = self._log(job_id) or JobLog()
+        log = self._scheduler.log(job_id) or JobLog()
         try:
-            entry = await cancel_job(job_id, store=self._store, emit=log.append)
+            return await cancel_job(job_id, store=self._store, emit=log.append)
         except (SessionNotFoundError, JobNotFoundError) as error:
-            self._stop(job_id)
             raise JobNotFoundError("There is no such job any more.") from error
-        if entry.unfinished:
-            self._stop(job_id)
-        else:
-            self._forget(job_id)
-        return entry
+        finally:
+            self._scheduler.stop(job_id)
 
 
-def _kind(device: str) -> str:
-    return device.partition(":")[0]
+def _checked(pipeline: Pipeline, request: GenerationRequest, job_id: str, owner: str, now: datetime) -> JobInfo:
+    entry = pipeline.spec.entry(request, job_id, owner, now)
+    check = getattr(pipeline, "check", None)
+    if check is not None:
+        check(entry.inputs, entry.params)
+    return entry

@@ -1,0 +1,75 @@
+"""What a pipeline put out, or raised, as a job's entry keeps it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from async_sessions import _keys
+from async_sessions.records import JobError
+
+if TYPE_CHECKING:
+    from async_sessions._pipeline import Output
+    from async_sessions.records import OutputRecord
+    from async_sessions.session import Session
+
+MAX_MESSAGE: Final = 2000  # characters of a failure that are kept
+
+MEDIA_TYPES: Final = {
+    ".gif": "image/gif",
+    ".jpg": "image/jpeg",
+    ".json": "application/json",
+    ".mp4": "video/mp4",
+    ".png": "image/png",
+    ".txt": "text/plain",
+    ".wav": "audio/wav",
+    ".webm": "video/webm",
+    ".webp": "image/webp",
+}
+
+_logger = logging.getLogger("async_sessions")
+
+
+class NotLoadedError(Exception):
+    """Its cause is what `Pipeline.load` raised."""
+
+
+async def keep(session: Session, name: str, output: Output) -> OutputRecord:
+    _keys.check_slot(name)
+    if isinstance(output, tuple):
+        return await session.store_output(output[0], name=name, media_type=output[1])
+    suffix = output.suffix.lower() if isinstance(output, Path) else ".png"
+    return await session.store_output(output, name=name, media_type=MEDIA_TYPES.get(suffix, "application/octet-stream"))
+
+
+def remove_files(outputs: Iterable[Output]) -> None:
+    for output in outputs:
+        if isinstance(output, Path):
+            try:
+                output.unlink(missing_ok=True)
+            except OSError:  # the pipeline's own leftover; the job's end matters more
+                _logger.warning("could not delete %s", output, exc_info=True)
+
+
+def check(raised: BaseException | None) -> None:
+    """Raise what a pipeline raised in its thread; there, a `SystemExit` is a failure like any other."""
+    if raised is None:
+        return
+    if isinstance(raised, Exception):
+        raise raised
+    raise RuntimeError(f"{type(raised).__name__}: {raised}") from raised
+
+
+def job_error(error: Exception) -> JobError:
+    if isinstance(error, NotLoadedError) and error.__cause__ is not None:
+        kind, message = type(error.__cause__).__name__, f"The pipeline could not be loaded: {error.__cause__}"
+    else:
+        kind, message = type(error).__name__, str(error)
+    return JobError(kind, message[:MAX_MESSAGE].encode(errors="replace").decode())
+
+
+def out_of_device_memory(error: BaseException) -> bool:
+    """Whether torch, or its like, says so. It is known by its name: there may be no torch."""
+    return any(each.__name__ == "OutOfMemoryError" for each in type(error).__mro__)
