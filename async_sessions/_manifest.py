@@ -200,6 +200,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         kept = tuple(each for each in self.retired if not each.discarded or each.record.blob in needed)
         return replace(changed, retired=kept)
 
+    def remembering(self, count: int) -> Manifest:
+        """Only the last `count` of the jobs that are over, with their outputs."""
+        over = [job for job in self.jobs.values() if not job.unfinished]
+        over.sort(key=lambda job: job.finished_at or job.submitted_at)
+        gone = {job.id for job in over[: max(0, len(over) - count)]}
+        return replace(self, jobs={name: job for name, job in self.jobs.items() if name not in gone}) if gone else self
+
     def without_retired(self, now: datetime, grace: timedelta) -> Manifest:
         """Drop retired images older than `grace`, but for those that a job names, and pins that are over."""
         pins = {owner: until for owner, until in self.pins.items() if until > now}

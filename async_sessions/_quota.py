@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def within(manifest: Manifest, limits: Limits, *, before: Manifest, now: datetime) -> Manifest:
     """`manifest`, which an edit made of `before`, without what has to go so that it is within its limits.
 
-    Images that were replaced or cleared go first, the oldest before the others, unless a pin keeps them; then finished
-    jobs with their outputs, but never the newest one. `QuotaExceededError` where that is not enough. An edit that adds
+    Finished jobs with their outputs go first, the oldest before the others, but never the newest one; then images that
+    were replaced or cleared, unless a pin keeps them. `QuotaExceededError` where that is not enough. An edit that adds
     nothing is never refused, so that a session which is over its limits, since they were lowered, can shrink.
     """
     for smaller in _shrinking(manifest, now):
@@ -44,15 +44,15 @@ def check_size(size: int, images: int, limits: Limits) -> None:
 
 def _shrinking(manifest: Manifest, now: datetime) -> Iterator[Manifest]:
     yield manifest
+    finished = sum(not job.unfinished for job in manifest.jobs.values())
+    for kept in range(finished - 1, 0, -1):
+        manifest = manifest.remembering(kept)
+        yield manifest
     if not any(until > now for until in manifest.pins.values()):
         for gone in sorted(manifest.retired, key=lambda each: each.removed_at):
             if not gone.discarded:  # such a one is there for a running job alone
                 manifest = replace(manifest, retired=tuple(each for each in manifest.retired if each is not gone))
                 yield manifest
-    finished = [job for job in manifest.jobs.values() if not job.unfinished]
-    for over in sorted(finished, key=lambda job: job.finished_at or job.submitted_at)[:-1]:
-        manifest = replace(manifest, jobs={name: job for name, job in manifest.jobs.items() if job is not over})
-        yield manifest
 
 
 def _at_most(size: int, limit: int | None, before: int) -> bool:

@@ -23,8 +23,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a store takes in. `max_bytes`, `max_pixels` and `max_side` are of an image, `max_state_bytes` of a session.
 
     `max_session_bytes` and `max_session_images` count everything that a session still keeps: images, those that can be
-    put back or that its jobs name, thumbnails and outputs. They are exact. In a session that is full, the images that
-    were replaced or cleared longest ago go first, then the oldest finished jobs; then it is `QuotaExceededError`.
+    put back or that its jobs name, thumbnails and outputs. They are exact. In a session that is full, the oldest
+    finished jobs go first, with what they made, then the images that were replaced or cleared longest ago; then it is
+    `QuotaExceededError`. Of the jobs that are over a session remembers the last `keep_jobs`.
     `max_total_bytes` is for the whole store and soft: a full store is swept, and sessions unused for longest go.
     `formats` can hold "HEIC" too, with the extra `heif`. AVIF and HEIC files are stored as PNG.
     With `keep_metadata` a JPEG, PNG or WebP file is checked as ever and then stored as it came, to the last byte: with
@@ -38,6 +39,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_session_bytes: int | None = 2048 * MIB
     max_session_images: int | None = 256
     max_state_bytes: int = 64 * KIB
+    keep_jobs: int = 20
     max_total_bytes: int | None = None
     keep_metadata: bool = False
 

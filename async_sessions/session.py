@@ -273,7 +273,8 @@ class Session:
                 return None
             if old is None and not all(map(manifest.available, new.inputs.values())):
                 raise SlotEmptyError("An image of this request was removed meanwhile; store it and submit again.")
-            return manifest.with_job(new)
+            changed = manifest.with_job(new)
+            return changed if new.unfinished else changed.remembering(self._context.limits.keep_jobs)
 
         return (await self._life.edit(changed)).jobs.get(job_id)
 
