@@ -76,7 +76,7 @@ class Reader:
 
         async def make() -> Image.Image:
             async with self._lent(record, pixels, at_least) as source:
-                return await in_thread(partial(fit, source, size, mode, background), self._cpu)
+                return await in_thread(lambda: self._cache.own(fit(source, size, mode, background)), self._cpu)
 
         return view(await self._cache.get(name_of_rendition(record.blob, size, mode, background), make))
 
@@ -166,7 +166,8 @@ class Reader:
             peak = decode.peak(data, record.media_type, record.pixel_count, record.orientation)
             await loan.ask(max(peak, record.pixel_count + pixels))
             load = partial(decode.load, data, record.media_type, verbatim=record.verbatim, at_least=at_least)
-            return await in_thread(load, self._cpu, pixels=peak)
+            kept = at_least is None
+            return await in_thread(lambda: self._cache.own(load()) if kept else load(), self._cpu, pixels=peak)
         except ImageRejectedError as error:
             raise CorruptBlobError(f"The blob {record.blob} can't be decoded: {error}") from error
 

@@ -125,6 +125,7 @@ class SessionStore(AsyncContextManagerMixin):
                 sweeps.cancel()
                 self._entered = None
                 context.close()
+                context.cache.close()
         if self._delete_on_close:
             try:
                 with anyio.CancelScope(shield=True):
