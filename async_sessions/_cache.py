@@ -41,6 +41,32 @@ def view(image: Image.Image) -> Image.Image:
     return shared
 
 
+class _Images(LRUCache[str, "Image.Image"]):
+    """Finds what was made of a blob without a look at all the others."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(max_bytes, getsizeof=decoded_size)
+        self._names: dict[str, set[str]] = {}  # by blob
+
+    def names_of(self, blob: str) -> tuple[str, ...]:
+        return tuple(self._names.get(blob, ()))
+
+    def __setitem__(self, name: str, image: Image.Image) -> None:
+        super().__setitem__(name, image)
+        self._names.setdefault(name.partition(_MADE)[0], set()).add(name)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        blob = name.partition(_MADE)[0]
+        self._names[blob].discard(name)
+        if not self._names[blob]:
+            del self._names[blob]
+
+    def clear(self) -> None:
+        super().clear()
+        self._names.clear()
+
+
 class ImageCache:
     """Least recently used first out, bounded by `max_bytes` of pixels; one load per image however many ask for it.
 
@@ -48,7 +74,7 @@ class ImageCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._images: LRUCache[str, Image.Image] = LRUCache(max_bytes, getsizeof=decoded_size)
+        self._images = _Images(max_bytes)
         self._loading: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self._keeper = ThreadPoolExecutor(1, thread_name_prefix="async_sessions-cache")
         self.hits = 0
@@ -86,7 +112,7 @@ class ImageCache:
 
     def drop(self, blob: str) -> None:
         """Forget an image whose blob is deleted, and what was made of it."""
-        for name in [name for name in self._images if name.partition(_MADE)[0] == blob]:
+        for name in self._images.names_of(blob):
             del self._images[name]
 
     def __contains__(self, blob: str) -> bool:

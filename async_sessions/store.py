@@ -231,7 +231,7 @@ class SessionStore(AsyncContextManagerMixin):
         cache = ImageCache(self._cache_bytes)
         return StoreContext(
             blobs=self.blobs,
-            manifests=Manifests(self.blobs, self._clock),
+            manifests=Manifests(self.blobs, self._clock, cache.drop),
             reader=Reader(self.blobs, cache, cpu, budget, commits),
             cache=cache,
             commits=commits,

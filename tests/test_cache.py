@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -11,6 +13,7 @@ from PIL import Image, ImageDraw
 from async_sessions import open_store
 from async_sessions._cache import ImageCache, view
 from async_sessions.testing.cancellation import Run, cancel_everywhere
+from async_sessions.testing.clock import FrozenClock
 
 pytestmark = pytest.mark.anyio
 
@@ -187,3 +190,27 @@ def test_drawing_on_a_view_leaves_the_shared_image_alone(mode: str) -> None:
     assert shared.tobytes() == before
     assert pasted.tobytes() != before
     assert cut.tobytes() != before
+
+
+async def test_what_a_deleted_blob_held_in_the_cache_is_let_go(tmp_path: Path) -> None:
+    clock, image = FrozenClock(), Image.new("RGB", (10, 10))
+    async with open_store(tmp_path / "root", cleanup_interval=None, clock=clock) as store:
+
+        async def cached() -> int:
+            return (await store.stats()).cache.bytes // 400
+
+        swept = await store.create_session()
+        await swept.store_image(image, "start")
+        await swept.retrieve_rendition("start", (20, 5))
+        await swept.store_image(image, "start")
+        assert await cached() == 3
+        clock.advance(timedelta(hours=2))
+        await store.cleanup()  # past the grace of what was replaced
+        assert await cached() == 1
+        deleted = await store.create_session()
+        await deleted.store_image(image, "start")
+        clock.advance(timedelta(hours=24))
+        await store.cleanup()  # past the life of the first
+        assert await cached() == 1
+        await deleted.delete()
+        assert await cached() == 0
