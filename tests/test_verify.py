@@ -201,10 +201,12 @@ async def test_a_job_that_is_not_over_keeps_its_lost_image_until_it_is(store: Se
     (root / record.blob).write_bytes(b"flipped")
     (finding,) = (await store.verify(repair=True)).findings
     assert finding.repair == ""
-    assert "a job that is not over names it" in finding.reason
+    assert "no slot holds it any more, but a job that is not over names it" in finding.reason
     assert (await session.info()).jobs == {job.id: job}
     assert not await session.has_image("start")
     assert await keys_of(store.blobs, "quarantine/") == set()
+    (again,) = (await store.verify(repair=True)).findings
+    assert again.reason.endswith("it can't be repaired now: a job that is not over names it.")
     await session.edit_job(job.id, lambda old: replace(old, status="failed") if old else None)
     assert (await store.verify(repair=True)).unrepaired == ()
     assert f"quarantine/{record.blob}" in await keys_of(store.blobs, "quarantine/")
@@ -226,6 +228,26 @@ async def test_blobs_that_no_session_names_are_moved_once_they_are_old(
     assert report.quarantined_bytes == 2 * len(b"never named")
     assert (root / "quarantine" / STRANGER).read_bytes() == b"never named"
     assert await keys_of(store.blobs, "blobs/") == {record.blob, f"{record.blob}.thumb"}
+
+
+@pytest.mark.parametrize("kind", ["damaged", "orphan", "manifest"])
+async def test_of_what_was_cut_down_to_nothing_none_is_said_to_be_moved(
+    kind: str, store: SessionStore, root: Path, clock: Clock
+) -> None:
+    session = await store.create_session()
+    record = await session.store_image(RED, "start")
+    key = {"damaged": record.blob, "orphan": STRANGER, "manifest": f"manifests/{session.key[:2]}/{session.key}.json"}[
+        kind
+    ]
+    await store.blobs.put(STRANGER, b"never named")
+    (root / key).write_bytes(b"")
+    clock.advance(hours=2)
+    report = await store.verify(repair=True)
+    (finding,) = [each for each in report.findings if each.key == key]
+    assert finding.kind == kind
+    assert finding.repair.endswith("removed, since it was empty")
+    assert not (root / "quarantine" / key).exists()
+    assert (root / "quarantine" / f"{key}.reason.json").exists()
 
 
 async def test_a_session_that_can_not_be_read_is_moved_with_its_blobs(
