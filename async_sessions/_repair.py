@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from async_sessions import _keys, _manifest
 from async_sessions._codec import decode
 from async_sessions._reading import measure
-from async_sessions.blobs.base import Expect, streaming
+from async_sessions.blobs.base import Expect, closing
 from async_sessions.errors import CorruptManifestError, StorageError, VersionConflictError
 from async_sessions.records import JobError
 from async_sessions.verify import images
@@ -193,7 +193,7 @@ class Repair:
         return _Copy(target, holds_data)
 
     async def _write_copy(self, key: str, target: str) -> bool:
-        async with streaming(self._blobs, key) as chunks:
+        async with closing(self._blobs.stream(key)) as chunks:
             first = await anext(chunks, b"")
             if first:  # no blob is empty: of what was cut down to nothing only the reason is kept
                 await self._blobs.put(target, _joined(first, chunks), expect=Expect.ABSENT)
