@@ -35,8 +35,8 @@ from async_sessions import (
     open_store,
 )
 from async_sessions.bundle import export_session, import_session, stream_session
+from async_sessions.testing.clock import FrozenClock
 from async_sessions.testing.faults import CountingBlobStore
-from tests.clock import Clock
 from tests.faults import FaultyBlobStore, keys_of
 from tests.images import (
     cmyk_profile,
@@ -395,7 +395,7 @@ async def test_an_export_whose_folder_can_not_be_synced_says_that_it_is_there(
 
 
 async def test_exporting_counts_as_use_and_works_where_that_cannot_be_written() -> None:
-    clock, blobs = Clock(), FaultyBlobStore()
+    clock, blobs = FrozenClock(), FaultyBlobStore()
     async with open_store(blobs, clock=clock, cleanup_interval=None) as store:
         session = await store.create_session()
         clock.advance(hours=12)

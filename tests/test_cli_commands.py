@@ -24,7 +24,7 @@ from typer.testing import CliRunner, Result
 from async_sessions import JobError, JobInfo, Session, SessionStore, open_store
 from async_sessions._cli.terminal import age
 from async_sessions.cli import app
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import files_below
 
 HOSTILE = "\x1b[2J\x9b31m[bold]red"
@@ -155,7 +155,7 @@ def test_stats_counts_what_the_store_holds(root: Path, session: Session) -> None
 
 
 def test_looking_leaves_every_file_as_it_is(root: Path) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     clock.advance(days=-3)
     key = on(root, fill, clock=clock).key  # expired, so that a sweep would take it, and overdue for a touch
     before = contents(root)
@@ -165,7 +165,7 @@ def test_looking_leaves_every_file_as_it_is(root: Path) -> None:
 
 
 def test_cleanup_removes_what_expired_and_a_dry_run_only_says_so(root: Path) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     clock.advance(days=-3)
     key = on(root, lambda store: store.create_session(), clock=clock).key
     assert run("cleanup", "--root", root, "--ttl", "7d").stdout.split()[1:3] == ["0", "removed,"]

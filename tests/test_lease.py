@@ -9,7 +9,7 @@ from async_sessions import JobFailedError, _keys, open_store
 from async_sessions.dispatch import LocalDispatcher
 from async_sessions.dispatch._lease import LEASE, Owner
 from async_sessions.jobs import Progress
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import FaultyBlobStore, keys_of
 from tests.steps import StepPipeline
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_job_of_a_dead_dispatcher_ends_as_abandoned_and_one_of_a_living_goes_on() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with (
         open_store("memory://", clock=clock, cleanup_interval=None) as store,
         LocalDispatcher(store, [StepPipeline()]) as other,
@@ -43,7 +43,7 @@ async def test_a_job_of_a_dead_dispatcher_ends_as_abandoned_and_one_of_a_living_
 
 
 async def test_a_lease_lapses_when_it_is_not_renewed() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         session = await store.create_session()
         async with LocalDispatcher(store, [StepPipeline()]) as dispatcher:

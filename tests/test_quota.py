@@ -21,7 +21,7 @@ from async_sessions import (
     open_store,
 )
 from async_sessions._reckoning import Reckoning
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import files_below, keys_of
 
 pytestmark = pytest.mark.anyio
@@ -174,7 +174,7 @@ async def test_writers_at_the_edge_overshoot_by_nothing(tmp_path: Path) -> None:
 
 async def test_in_a_full_store_those_unused_for_longest_make_room() -> None:
     one = await size_of_one()
-    clock = Clock()
+    clock = FrozenClock()
     blobs, limits = MemoryBlobStore(), Limits(max_total_bytes=int(10.5 * one))
     sessions: list[Session] = []
     async with open_store(blobs, clock=clock, limits=limits) as store:
@@ -222,7 +222,7 @@ async def test_a_full_store_whose_sessions_are_all_in_use_refuses_and_reports_by
 
 
 async def test_a_device_that_is_nearly_full_is_swept_then_refuses_images_and_still_clears(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store(tmp_path / "s", clock=clock) as store:
         old = await store.create_session()
         await old.store_image(noise(1, 400), "start")
@@ -250,7 +250,7 @@ async def test_an_upload_goes_through_once_a_sweep_has_made_room() -> None:
                 raise StorageFullError("No room is left.")
             return await super().put(key, *args, **options)  # type: ignore[arg-type]
 
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store(Device(), clock=clock, cleanup_interval=None) as store:
         for number in range(2):
             await (await store.create_session()).store_image(noise(number), "start")
@@ -300,7 +300,7 @@ def test_a_clock_that_is_set_back_to_the_truth_is_believed_at_once() -> None:
 async def test_a_session_survives_a_clock_that_is_set_ahead_and_goes_when_its_time_has_come(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         session = await store.create_session()
         await session.store_image(noise(1), "start")
