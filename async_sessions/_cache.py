@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 import anyio
 from cachetools import LRUCache
 
+from async_sessions.records import MIB
+
 if TYPE_CHECKING:
     from PIL import Image
 
 
 _MADE: Final = "#"  # in no blob's name
+_MAPPED: Final = 32 * MIB  # what is as large is in no heap: glibc's DEFAULT_MMAP_THRESHOLD_MAX
 
 
 def name_of_rendition(blob: str, *how: object) -> str:
@@ -37,14 +41,47 @@ def view(image: Image.Image) -> Image.Image:
     return shared
 
 
-class ImageCache:
-    """Least recently used first out, bounded by `max_bytes` of pixels; one load per image however many ask for it."""
+class _Images(LRUCache[str, "Image.Image"]):
+    """Finds what was made of a blob without a look at all the others."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._images: LRUCache[str, Image.Image] = LRUCache(max_bytes, getsizeof=decoded_size)
+        super().__init__(max_bytes, getsizeof=decoded_size)
+        self._names: dict[str, set[str]] = {}  # by blob
+
+    def names_of(self, blob: str) -> tuple[str, ...]:
+        return tuple(self._names.get(blob, ()))
+
+    def __setitem__(self, name: str, image: Image.Image) -> None:
+        super().__setitem__(name, image)
+        self._names.setdefault(name.partition(_MADE)[0], set()).add(name)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        blob = name.partition(_MADE)[0]
+        self._names[blob].discard(name)
+        if not self._names[blob]:
+            del self._names[blob]
+
+    def clear(self) -> None:
+        super().clear()
+        self._names.clear()
+
+
+class ImageCache:
+    """Least recently used first out, bounded by `max_bytes` of pixels; one load per image however many ask for it.
+
+    To be closed: it has a thread, once something is kept.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._images = _Images(max_bytes)
         self._loading: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self._keeper = ThreadPoolExecutor(1, thread_name_prefix="async_sessions-cache")
         self.hits = 0
         self.misses = 0
+
+    def close(self) -> None:
+        self._keeper.shutdown(wait=False)
 
     @property
     def size(self) -> int:
@@ -55,14 +92,27 @@ class ImageCache:
     def max_size(self) -> int:
         return int(self._images.maxsize)
 
+    def own(self, image: Image.Image) -> Image.Image:
+        """`image`, which is to be kept, in the heap of all that is kept; for a worker thread.
+
+        Each thread allocates from a heap of its own, which gives back no more than what is free at its end. An image
+        that stays where it was decoded holds all that was freed there before it: three times what the cache is to take.
+        """
+        if not decoded_size(image) < min(_MAPPED, self._images.maxsize + 1):
+            return image
+        try:
+            return self._keeper.submit(image.copy).result()
+        except RuntimeError:  # it was closed meanwhile
+            return image
+
     def put(self, blob: str, image: Image.Image) -> None:
-        """Keep `image`, which its caller gives away. One larger than the whole cache is not kept."""
+        """Keep `image`, which its caller gives away, see `own`. One larger than the whole cache is not kept."""
         if decoded_size(image) <= self._images.maxsize:
             self._images[blob] = image
 
     def drop(self, blob: str) -> None:
         """Forget an image whose blob is deleted, and what was made of it."""
-        for name in [name for name in self._images if name.partition(_MADE)[0] == blob]:
+        for name in self._images.names_of(blob):
             del self._images[name]
 
     def __contains__(self, blob: str) -> bool:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 ImageSource: TypeAlias = "Image.Image | bytes | bytearray | memoryview | Path | npt.NDArray[Any] | AsyncIterable[bytes]"
 
+Keep: TypeAlias = Callable[[Image.Image], Image.Image]
+
 NAME_LENGTH: Final = 200
 
 _SMALL: Final = ("1", "L", "P", "I;16")  # modes of one or two bytes a pixel
@@ -70,7 +72,7 @@ class _Scanned(NamedTuple):
     """A source whose size is known: `pixels` is what `decode`, which is for a worker thread, takes of the budget."""
 
     pixels: int
-    decode: Callable[[], Ingested]
+    decode: Callable[[Keep], Ingested]
 
 
 @asynccontextmanager
@@ -81,12 +83,15 @@ async def ingest(
     limits: Limits,
     limiter: anyio.CapacityLimiter,
     budget: PixelBudget,
+    keep: Keep = lambda image: image,
 ) -> AsyncIterator[dict[str, Ingested]]:
     """Verify images of any kind that the store takes.
 
     An encoded image (bytes, a path, chunks) keeps its pixels as they came; of a Pillow image or an array a copy is
     encoded. Raise `ImageRejectedError` for what is not an acceptable image, `StorageError` for a path that cannot be
     read, `OutOfMemoryError`, and `TypeError` for what is no image source, a `str` among it.
+
+    `keep` is called in a worker thread with each decoded image, which it may put elsewhere in memory.
 
     What this takes counts against `budget` until the body ends: so keep the images no longer. Files are read before it
     is their turn, so those of all who wait are in memory.
@@ -96,7 +101,7 @@ async def ingest(
     async with budget.lent(wanted):
         ingested = {}
         for slot, scan in scanned.items():
-            ingested[slot] = await in_thread(scan.decode, limiter, pixels=scan.pixels)
+            ingested[slot] = await in_thread(partial(scan.decode, keep), limiter, pixels=scan.pixels)
             if wanted > budget.pixels and len(scanned) > 1:  # so one after the other is all that fits
                 ingested[slot] = replace(ingested[slot], image=None)
         yield ingested
@@ -161,22 +166,22 @@ def _scan_encoded(read: Callable[[], bytes | bytearray], name: str | None, limit
     return _Scanned(pixels, partial(_ingest_rebuilt, rebuilt, stored, form, name))
 
 
-def _ingest_foreign(rebuilt: Rebuilt, form: str, name: str | None) -> Ingested:
+def _ingest_foreign(rebuilt: Rebuilt, form: str, name: str | None, keep: Keep) -> Ingested:
     """Of a format that browsers or pipelines may not read: it is stored as PNG."""
-    image = decode.decode(rebuilt, form)
+    image = keep(decode.decode(rebuilt, form))
     return _ingested(encode.png(image), "PNG", image, 1, name)
 
 
-def _ingest_rebuilt(rebuilt: Rebuilt, stored: bytes, form: str, name: str | None) -> Ingested:
-    image = decode.decode(rebuilt, form)
+def _ingest_rebuilt(rebuilt: Rebuilt, stored: bytes, form: str, name: str | None, keep: Keep) -> Ingested:
+    image = keep(decode.decode(rebuilt, form))
     return _ingested(stored, form, image, rebuilt.orientation, name, verbatim=stored != rebuilt.data)
 
 
-def _ingest_pixels(source: Image.Image | npt.NDArray[Any], name: str | None, limits: Limits) -> Ingested:
+def _ingest_pixels(source: Image.Image | npt.NDArray[Any], name: str | None, limits: Limits, keep: Keep) -> Ingested:
     if isinstance(source, Image.Image):
-        image = encode.upright_copy(source, limits)
+        image = keep(encode.upright_copy(source, limits))
     else:
-        image = encode.image_of_array(source, limits)
+        image = keep(encode.image_of_array(source, limits))
     return _ingested(encode.png(image), "PNG", image, 1, name)
 
 

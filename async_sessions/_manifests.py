@@ -39,11 +39,12 @@ class Edit(NamedTuple):
 
 
 class Manifests:
-    """The manifests of one blob store."""
+    """The manifests of one blob store. `forget` is called with each blob that goes with its session."""
 
-    def __init__(self, blobs: BlobStore, clock: Callable[[], datetime]) -> None:
+    def __init__(self, blobs: BlobStore, clock: Callable[[], datetime], forget: Callable[[str], None]) -> None:
         self._blobs = blobs
         self._clock = clock
+        self._forget = forget
         self._coders = anyio.CapacityLimiter(2)  # its own, so that JSON never waits behind a decode
         self._orders = Orders()
 
@@ -116,6 +117,7 @@ class Manifests:
     async def clear_away(self, tombstone: Manifest) -> None:
         """Delete the blobs of a buried life, then its manifest if it is still that tombstone."""
         async for info in self._blobs.list(_keys.incarnation_prefix(tombstone.incarnation)):
+            self._forget(info.key)
             await self._blobs.delete(info.key)
         found = await self.read_version(tombstone.key)
         if found is not None and found[0].revision == tombstone.revision:

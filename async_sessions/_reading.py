@@ -20,6 +20,7 @@ from async_sessions._budget import in_thread
 from async_sessions._cache import ImageCache, name_of_rendition, view
 from async_sessions._codec import decode, encode
 from async_sessions._tasks import finish_in_thread
+from async_sessions.blobs.base import closing
 from async_sessions.errors import CorruptBlobError, ImageRejectedError
 from async_sessions.records import ImageRecord, Limits, OutputRecord
 from async_sessions.renditions import GREY, Colour, Fit, check_fit, draft_size, fit, fit_pixels
@@ -76,7 +77,7 @@ class Reader:
 
         async def make() -> Image.Image:
             async with self._lent(record, pixels, at_least) as source:
-                return await in_thread(partial(fit, source, size, mode, background), self._cpu)
+                return await in_thread(lambda: self._cache.own(fit(source, size, mode, background)), self._cpu)
 
         return view(await self._cache.get(name_of_rendition(record.blob, size, mode, background), make))
 
@@ -86,16 +87,13 @@ class Reader:
     async def stream(
         self, record: ImageRecord | OutputRecord, start: int, end: int | None
     ) -> AsyncGenerator[bytes, None]:
-        chunks = self._blobs.stream(record.blob, start=start, end=end)
         try:
-            async for chunk in chunks:
-                yield chunk
+            async with closing(self._blobs.stream(record.blob, start=start, end=end)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         except FileNotFoundError as error:
             again = "upload the image" if isinstance(record, ImageRecord) else "run the job"
             raise CorruptBlobError(f"The blob {record.blob} is missing; {again} again.") from error
-        finally:
-            if isinstance(chunks, AsyncGenerator):
-                await chunks.aclose()  # who stops reading leaves no file open
 
     async def copy(self, record: ImageRecord | OutputRecord, target: Path) -> None:
         """Write the bytes to `target`, a new file, mode 0600. `CorruptBlobError` if they are not as stored."""
@@ -166,7 +164,8 @@ class Reader:
             peak = decode.peak(data, record.media_type, record.pixel_count, record.orientation)
             await loan.ask(max(peak, record.pixel_count + pixels))
             load = partial(decode.load, data, record.media_type, verbatim=record.verbatim, at_least=at_least)
-            return await in_thread(load, self._cpu, pixels=peak)
+            kept = at_least is None
+            return await in_thread(lambda: self._cache.own(load()) if kept else load(), self._cpu, pixels=peak)
         except ImageRejectedError as error:
             raise CorruptBlobError(f"The blob {record.blob} can't be decoded: {error}") from error
 

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from async_sessions import _keys, _manifest
 from async_sessions._codec import decode
 from async_sessions._reading import measure
-from async_sessions.blobs.base import Expect, streaming
+from async_sessions.blobs.base import Expect, closing
 from async_sessions.errors import CorruptManifestError, StorageError, VersionConflictError
 from async_sessions.records import JobError
 from async_sessions.verify import images
@@ -99,7 +99,7 @@ class Repair:
             case "orphan":
                 copy = await self._copy(finding.key, finding)
                 await self._blobs.delete(finding.key)
-                return f"moved to {copy}"
+                return copy.told
             case "manifest":
                 return await self._move_manifest(finding)
             case "unmarked_job":
@@ -111,7 +111,7 @@ class Repair:
                 return ""
 
     async def _let_go(self, finding: Finding) -> str:
-        copies = []
+        copies: list[_Copy] = []
         for key in (finding.key, _keys.thumbnail(finding.key)):
             with suppress(FileNotFoundError):
                 copies.append(await self._copy(key, finding))
@@ -120,12 +120,13 @@ class Repair:
         if finding.key not in dropped:
             await self._take_back(copies)
             if edit.after is not None and finding.key in edit.after.named_blobs():
-                raise StorageError("a job that is not over names it.")
+                elsewhere = "" if edit.after is edit.before else "no slot holds it any more, but "
+                raise StorageError(f"{elsewhere}a job that is not over names it.")
             raise FileNotFoundError(finding.key)  # its owner removed it, maybe for good
         for key in dropped:
             self._context.cache.drop(key)
             await self._blobs.delete(key)
-        return "not named any more" + (f", and moved to {copies[0]}" if copies else "")
+        return ", and ".join(["not named any more", *(copy.told for copy in copies[:1])])
 
     async def _make_thumbnail(self, finding: Finding) -> str:
         manifest = await self._context.manifests.read(finding.session)
@@ -167,7 +168,7 @@ class Repair:
             except VersionConflictError:
                 await self._take_back([copy])
                 raise
-            return f"moved to {copy}"
+            return copy.told
         return "replaced meanwhile"
 
     async def _edit(self, session: str, change: Callable[[Manifest], Manifest]) -> Edit:
@@ -178,29 +179,41 @@ class Repair:
         manifests = self._context.manifests
         return await self._context.commits.uninterrupted(partial(manifests.edit, session, changed, used=False))
 
-    async def _copy(self, key: str, finding: Finding) -> str:
-        """Copy `key` to the quarantine and write down why; return its name there. `FileNotFoundError`."""
+    async def _copy(self, key: str, finding: Finding) -> _Copy:
+        """Copy `key` to the quarantine and write down why. `FileNotFoundError`."""
         target = _keys.quarantined(key)
         try:
-            await self._write_copy(key, target)
+            holds_data = await self._write_copy(key, target)
         except VersionConflictError:  # one of that name came here before
             target = f"{target}.{secrets.token_hex(4)}"
-            await self._write_copy(key, target)
+            holds_data = await self._write_copy(key, target)
         reason = {"key": key, "kind": finding.kind, "reason": finding.reason, "session": finding.session}
         reason["moved_at"] = self._context.clock().isoformat()
         await self._blobs.put(_keys.reason_for(target), msgspec.json.encode(reason))
-        return target
+        return _Copy(target, holds_data)
 
-    async def _write_copy(self, key: str, target: str) -> None:
-        async with streaming(self._blobs, key) as chunks:
+    async def _write_copy(self, key: str, target: str) -> bool:
+        async with closing(self._blobs.stream(key)) as chunks:
             first = await anext(chunks, b"")
             if first:  # no blob is empty: of what was cut down to nothing only the reason is kept
                 await self._blobs.put(target, _joined(first, chunks), expect=Expect.ABSENT)
+            return bool(first)
 
-    async def _take_back(self, copies: list[str]) -> None:
+    async def _take_back(self, copies: list[_Copy]) -> None:
         for copy in copies:
-            await self._blobs.delete(copy)
-            await self._blobs.delete(_keys.reason_for(copy))
+            await self._blobs.delete(copy.name)
+            await self._blobs.delete(_keys.reason_for(copy.name))
+
+
+class _Copy(NamedTuple):
+    """What is in the quarantine under `name`: the data, if there was any, and the reason."""
+
+    name: str
+    holds_data: bool
+
+    @property
+    def told(self) -> str:
+        return f"moved to {self.name}" if self.holds_data else "removed, since it was empty"
 
 
 async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -32,13 +32,14 @@ BundleSource: TypeAlias = "Path | bytes | AsyncIterable[bytes]"
 async def written(target: Path) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
     """`async with written(target) as write`: what was written takes the place of `target` when it is left.
 
-    Left with an exception, `target` is as it was. The file is private (0600) and durable.
+    Left with an exception, `target` is as it was, unless the error says that the file is there but not durable. The
+    file is private (0600).
     """
-    unfinished = target.with_name(f".{secrets.token_hex(8)}.part")
+    unfinished = target.parent / f".{secrets.token_hex(8)}.part"
     held = ExitStack()
     try:
         with _in_our_words("written"):
-            file = await _to_its_end(lambda: held.enter_context(_create(unfinished)))
+            file = await _to_its_end(lambda: held.enter_context(_create(unfinished, target)))
         writer = wrap(file)
 
         async def write(chunk: bytes) -> None:
@@ -81,7 +82,9 @@ def _open(source: BundleSource) -> IO[bytes]:
             return tempfile.TemporaryFile()  # without a name: a killed process leaves nothing either
 
 
-def _create(path: Path) -> IO[bytes]:
+def _create(path: Path, target: Path) -> IO[bytes]:
+    if target.is_dir():  # whose place a file can't take: better said before all of it is written
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
@@ -121,11 +124,14 @@ def _publish(file: IO[bytes], unfinished: Path, target: Path) -> None:
     file.flush()
     os.fsync(file.fileno())
     os.replace(unfinished, target)
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StorageError(f"The bundle is written, but a power cut may undo that: {error.strerror}.") from error
 
 
 async def _closed(held: ExitStack) -> None:
@@ -144,6 +150,8 @@ async def _to_its_end(call: Callable[[], T]) -> T:
 def _in_our_words(done: str) -> Iterator[None]:
     try:
         yield
+    except StorageError:
+        raise
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError("No room is left for the bundle. Free some space and try again.") from error

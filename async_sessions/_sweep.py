@@ -217,6 +217,7 @@ class Sweep:
 
     async def _delete(self, removal: Removal) -> None:
         if not self._dry_run:
+            self._context.cache.drop(removal.key)
             try:
                 await self._context.blobs.delete(removal.key)
             except StorageError as error:  # the next sweep tries again; the others go on

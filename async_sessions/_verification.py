@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from msgspec.structs import replace
 
 from async_sessions import _keys
-from async_sessions.blobs.base import streaming
+from async_sessions.blobs.base import closing
 from async_sessions.errors import CorruptManifestError, InvalidKeyError, StorageError, UnknownSchemaError
 from async_sessions.records import MIB
 from async_sessions.verify import Finding, VerifyReport, claims, still_so
@@ -161,7 +161,7 @@ class Verification:
             if blob.version != claim.digest:  # which would have been computed from what was read: see `Blob`
                 await self._context.in_thread(partial(digest.update, blob.data))
             return claim.digest if blob.version == claim.digest else digest.hexdigest(), len(blob.data)
-        async with streaming(self._context.blobs, key) as chunks:
+        async with closing(self._context.blobs.stream(key)) as chunks:
             async for chunk in chunks:
                 await self._context.in_thread(partial(digest.update, chunk))
                 size += len(chunk)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from PIL import Image
 
-from async_sessions._codec.base import icc_profile
+from async_sessions._codec.base import REDUCING_GAP, icc_profile
 from async_sessions._codec.modes import displayable
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ Fit: TypeAlias = Literal["cover", "contain", "stretch"]
 Colour: TypeAlias = tuple[int, int, int]
 
 GREY: Final[Colour] = (128, 128, 128)  # neutral: neither a hole nor a light in what a model makes of it
-
-_GAP: Final = 2.0  # how much larger than its result an image is at least that was shrunk roughly first
 
 
 def fit(image: Image.Image, size: tuple[int, int], mode: Fit = "cover", background: Colour = GREY) -> Image.Image:
@@ -41,7 +39,7 @@ def fit(image: Image.Image, size: tuple[int, int], mode: Fit = "cover", backgrou
         box = max(left, 0), max(top, 0), min(shown.width - left, shown.width), min(shown.height - top, shown.height)
     elif mode == "contain":
         inner = least_size(shown.size, size, mode)
-    small = shown.resize(inner, Image.Resampling.LANCZOS, box=box, reducing_gap=_GAP)
+    small = shown.resize(inner, Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP)
     if inner != size or small.mode == "RGBA":
         canvas = Image.new("RGB", size, background)
         corner = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
@@ -91,7 +89,7 @@ def least_size(source: tuple[int, int], size: tuple[int, int], mode: Fit) -> tup
 def draft_size(source: tuple[int, int], size: tuple[int, int], mode: Fit) -> tuple[int, int]:
     """The least size that a decoder may shrink a `source` image to before `fit`, so that nothing is seen of it."""
     width, height = least_size(source, size, mode)
-    return math.ceil(width * _GAP), math.ceil(height * _GAP)
+    return math.ceil(width * REDUCING_GAP), math.ceil(height * REDUCING_GAP)
 
 
 def fit_pixels(source: tuple[int, int], size: tuple[int, int], *, plain: bool) -> int:

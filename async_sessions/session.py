@@ -287,7 +287,14 @@ class Session:
         self, images: Mapping[str, ImageSource], name: str | None
     ) -> AbstractAsyncContextManager[dict[str, Ingested]]:
         context = self._context
-        return ingest(images, name=name, limits=context.limits, limiter=context.cpu, budget=context.budget)
+        return ingest(
+            images,
+            name=name,
+            limits=context.limits,
+            limiter=context.cpu,
+            budget=context.budget,
+            keep=context.cache.own,
+        )
 
     async def _retrieve(self, slot: str, read: Callable[[ImageRecord], Awaitable[T]]) -> T:
         record = await self._use(slot)

@@ -129,6 +129,7 @@ class SessionStore(AsyncContextManagerMixin):
                 sweeps.cancel()
                 self._entered = None
                 context.close()
+                context.cache.close()
         if self._delete_on_close:
             try:
                 with anyio.CancelScope(shield=True):
@@ -238,7 +239,7 @@ class SessionStore(AsyncContextManagerMixin):
         reckoning = Reckoning(self._clock, tolerance, self._lifetime.longest)
         return StoreContext(
             blobs=self.blobs,
-            manifests=Manifests(self.blobs, reckoning.latest),
+            manifests=Manifests(self.blobs, reckoning.latest, cache.drop),
             reader=Reader(self.blobs, cache, cpu, budget, commits),
             cache=cache,
             commits=commits,

@@ -4,9 +4,6 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from async_sessions._tasks import utc_now
-from async_sessions.testing.clock import FrozenClock as Clock
-
-__all__ = ["Clock", "WallClock"]
 
 
 class WallClock:

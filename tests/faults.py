@@ -1,53 +1,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 
-from async_sessions import Blob, BlobInfo, BlobStore, Expect, MemoryBlobStore, SessionStore, StorageFullError
-from async_sessions.blobs.base import CHUNK_SIZE, BlobData, Expectation
+from async_sessions import BlobStore, MemoryBlobStore, SessionStore, StorageFullError
+from async_sessions.testing.faults import Operation, WrappedBlobStore
 
 
-class FaultyBlobStore(BlobStore):
+class FaultyBlobStore(WrappedBlobStore):
     """A memory store whose next puts fail or wait, as the test says."""
 
     def __init__(self) -> None:
-        self.inner = MemoryBlobStore()
+        super().__init__(MemoryBlobStore())
         self.full_for: Callable[[str], bool] = lambda key: False
         self.before_put: Callable[[str], anyio.Event | None] = lambda key: None
         self.before_get: Callable[[str], anyio.Event | None] = lambda key: None
         self.putting = anyio.Event()
         self.getting = anyio.Event()
 
-    async def get(self, key: str) -> Blob | None:
-        if (gate := self.before_get(key)) is not None:
-            self.getting.set()
-            await gate.wait()
+    @asynccontextmanager
+    async def around(self, operation: Operation, key: str) -> AsyncGenerator[None]:
+        match operation:
+            case "get" if (gate := self.before_get(key)) is not None:
+                self.getting.set()
+                await gate.wait()
+            case "put" if (gate := self.before_put(key)) is not None:
+                self.putting.set()
+                await gate.wait()
         await anyio.lowlevel.checkpoint()
-        return await self.inner.get(key)
-
-    def stream(
-        self, key: str, *, start: int = 0, end: int | None = None, chunk_size: int = CHUNK_SIZE
-    ) -> AsyncIterator[bytes]:
-        return self.inner.stream(key, start=start, end=end, chunk_size=chunk_size)
-
-    async def put(self, key: str, data: BlobData, *, expect: Expectation = Expect.ANY) -> str:
-        if (gate := self.before_put(key)) is not None:
-            self.putting.set()
-            await gate.wait()
-        await anyio.lowlevel.checkpoint()
-        if self.full_for(key):
+        if operation == "put" and self.full_for(key):
             raise StorageFullError("No room is left.")
-        return await self.inner.put(key, data, expect=expect)
-
-    async def delete(self, key: str, *, expect: Expectation = Expect.ANY) -> None:
-        await anyio.lowlevel.checkpoint()
-        await self.inner.delete(key, expect=expect)
-
-    def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
-        return self.inner.list(prefix)
+        yield
 
 
 async def keys_of(blobs: BlobStore, prefix: str = "") -> set[str]:

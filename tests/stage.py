@@ -31,7 +31,7 @@ from async_sessions import (
 from async_sessions._tasks import finish_in_thread
 from async_sessions.bundle import export_session, import_session, stream_session
 from async_sessions.testing.cancellation import Run, cancel_everywhere
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import files_below, keys_of, named_blobs, open_files
 from tests.images import encoded
 
@@ -72,7 +72,7 @@ async def bundle() -> bytes:
         session = await store.create_session(model="b")
         images = await session.store_images({"start": PINK, "end": BLUE})
         film = await session.store_output(bytes(3_000_000), name="film", media_type="video/mp4")
-        job = finished_job(session.key, Clock().now, {"start": images["start"]}, {"film": film})
+        job = finished_job(session.key, FrozenClock().now, {"start": images["start"]}, {"film": film})
         await session.edit_job(job.id, lambda _: job)
         return b"".join([chunk async for chunk in stream_session(session, jobs=True)])
 
@@ -120,7 +120,7 @@ async def _drain(stream: AsyncIterator[object]) -> None:
 class Stage:
     """`session` holds RED, BLUE, a GREEN that can be put back, state, a pin and a finished job with an output."""
 
-    def __init__(self, store: SessionStore, root: Path, scratch: Path, clock: Clock) -> None:
+    def __init__(self, store: SessionStore, root: Path, scratch: Path, clock: FrozenClock) -> None:
         self.store = store
         self.root = root
         self.scratch = scratch  # where temporary copies are made
@@ -138,7 +138,7 @@ class Stage:
         if len(manifests) != 1 or await self.content() != self._before:
             for key in await keys_of(self.store.blobs):
                 await self.store.blobs.delete(key)
-            self.clock.advance(Clock().now - self.clock.now)  # a disk's clock has gone on
+            self.clock.advance(FrozenClock().now - self.clock.now)  # a disk's clock has gone on
             self.session = await self.store.create_session(model="a")
             await self.session.store_images({"start": GREEN, "end": BLUE})
             red = await self.session.store_image(RED, "start")
@@ -199,7 +199,7 @@ class Stage:
 
 @asynccontextmanager
 async def staged(folder: Path) -> AsyncIterator[Stage]:
-    scratch, clock = folder / "scratch", Clock()
+    scratch, clock = folder / "scratch", FrozenClock()
     scratch.mkdir()
     # nobody cuts the power here, and a disk takes its time to be sure
     with mock.patch.object(tempfile, "tempdir", str(scratch)), mock.patch.object(os, "fsync"):

@@ -61,25 +61,18 @@ PIECES = (
 )
 
 WATCHED = """
-import asyncio, os, sys
+import asyncio, sys
 from pathlib import Path
 from PIL import Image
 from async_sessions import AsyncSessionsError, GenerationRequest, Session, open_store
 from async_sessions.dispatch import LocalDispatcher
 from async_sessions.testing.pipeline import FakePipeline
 from tests.test_attacks import strings
+from tests.watch import Watch
 
-root, touched, watching = Path(sys.argv[1]), set(), False
-
-def watch(event, arguments):
-    if watching and event.startswith(("open", "os.", "shutil.")):
-        paths = arguments[:1] if event == "open" else arguments
-        touched.update(os.path.abspath(os.fsdecode(path)) for path in paths if isinstance(path, str | bytes | Path))
-
-sys.addaudithook(watch)
+root, watch = Path(sys.argv[1]), Watch()
 
 async def main():
-    global watching
     red = Image.new("RGB", (8, 8), "red")
     async with open_store(root, cleanup_interval=None) as store, LocalDispatcher(store, [FakePipeline()]) as dispatcher:
         good = await store.create_session()
@@ -110,7 +103,7 @@ async def main():
         }
         await good.store_image(red, "end", name="a.png")  # from here on all modules are loaded
         await good.clear_image("end")
-        watching = True
+        watch.on = True
         refused = taken = 0
         for name in strings():
             for call in doors.values():
@@ -125,15 +118,15 @@ async def main():
             await (await store.session_for(name)).delete()
             await good.pin(repr(name), until=store.clock())
             await good.unpin(repr(name))
-        watching = False
+        watch.on = False
         info = await good.info()
         assert info.images["start"].blob == before.images["start"].blob, info.images
         assert set(info.images) == {"start"}
     print(refused, taken)
 
 asyncio.run(main())
-outside = sorted(path for path in touched if not path.startswith(str(root)))
-assert len(touched) > 10, touched
+outside = sorted(path for path in watch.touched if not path.startswith(str(root)))
+assert len(watch.touched) > 10, watch.touched
 assert not outside, outside
 """
 

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
 import uuid
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
-from async_sessions import LocalBlobStore, LockTimeoutError, MemoryBlobStore, StorageError
+from async_sessions import LocalBlobStore, LockTimeoutError, MemoryBlobStore, StorageError, StorageFullError
 from async_sessions.blobs import Expect
 from async_sessions.testing.blobs import BlobStoreTests
 from examples.sqlite_store import SQLiteBlobStore
@@ -184,3 +187,66 @@ async def test_a_folder_that_another_process_made_is_synced_before_a_write_below
     synced.clear()
     await blobs.put("a/c", b"x")
     assert str(tmp_path) not in synced  # known by now
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+async def test_a_delete_that_can_not_be_made_durable_does_not_say_that_nothing_happened(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = LocalBlobStore(tmp_path / "root")
+    await blobs.put("a/b/c", b"one")
+
+    def failing_fsync(fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing_fsync)
+        with pytest.raises(StorageError, match=r"The last removal may be undone in a power cut\.") as caught:
+            await blobs.delete("a/b/c")
+    assert not isinstance(caught.value, StorageFullError)  # after which it would be certain that it is still there
+    assert await blobs.get("a/b/c") is None
+
+
+async def test_a_stream_of_what_is_deleted_just_before_it_is_opened_finds_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = LocalBlobStore(tmp_path / "root")
+    await blobs.put("a/b/c", b"one")
+    path_open = Path.open
+
+    def deleted_first(path: Path, *args: Any) -> Any:
+        path.unlink()
+        return path_open(path, *args)
+
+    monkeypatch.setattr(Path, "open", deleted_first)
+    with pytest.raises(FileNotFoundError):
+        [chunk async for chunk in blobs.stream("a/b/c")]
+
+
+async def test_a_directory_that_others_remove_and_make_anew_is_made_durable_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = LocalBlobStore(tmp_path / "root")
+    await blobs.put("a/b/c", b"one")
+    directory = tmp_path / "root" / "a" / "b"
+    inode = directory.stat().st_ino
+
+    def make_anew() -> None:
+        for _ in range(100):  # until it has the same inode, which file systems such as ext4 use again at once
+            for file in directory.iterdir():
+                file.unlink()
+            directory.rmdir()
+            directory.mkdir(mode=0o700)
+            if directory.stat().st_ino == inode:
+                return
+
+    await anyio.to_thread.run_sync(make_anew)
+    synced, fsync = [], os.fsync
+
+    def noted_fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    await blobs.put("a/b/c", b"two")
+    assert str(directory.parent) in synced

@@ -23,6 +23,7 @@ from async_sessions import (
     JobError,
     JobInfo,
     Limits,
+    MemoryBlobStore,
     QuotaExceededError,
     RevisionConflictError,
     Session,
@@ -34,7 +35,8 @@ from async_sessions import (
     open_store,
 )
 from async_sessions.bundle import export_session, import_session, stream_session
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
+from async_sessions.testing.faults import CountingBlobStore
 from tests.faults import FaultyBlobStore, keys_of
 from tests.images import (
     cmyk_profile,
@@ -362,8 +364,38 @@ async def test_a_target_that_cannot_be_written_is_said_without_its_path(
     assert list(tmp_path.rglob("*.part")) == []
 
 
+@pytest.mark.parametrize("target", [Path("/"), Path("."), Path("..")], ids=str)
+async def test_a_folder_is_no_target_and_that_is_said_before_anything_is_read(target: Path) -> None:
+    counting = CountingBlobStore(MemoryBlobStore())
+    async with open_store(counting, cleanup_interval=None) as store:
+        session = await store.create_session()
+        counting.calls.clear()
+        with pytest.raises(StorageError, match="Is a directory"):
+            await export_session(session, target)
+    assert not counting.calls
+
+
+async def test_an_export_whose_folder_can_not_be_synced_says_that_it_is_there(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def failing_fsync(fd: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing_fsync)
+        with pytest.raises(StorageError, match="is written, but a power cut may undo that") as caught:
+            await export_session(session, tmp_path / "session.zip")
+    assert not isinstance(caught.value, StorageFullError)
+    async with open_store("memory://", cleanup_interval=None) as store:
+        await import_session(store, tmp_path / "session.zip")
+
+
 async def test_exporting_counts_as_use_and_works_where_that_cannot_be_written() -> None:
-    clock, blobs = Clock(), FaultyBlobStore()
+    clock, blobs = FrozenClock(), FaultyBlobStore()
     async with open_store(blobs, clock=clock, cleanup_interval=None) as store:
         session = await store.create_session()
         clock.advance(hours=12)

@@ -570,28 +570,20 @@ async def test_damage_anywhere_is_refused_or_harmless(bundle: bytes) -> None:
 
 
 WATCHED = """
-import asyncio, os, sys, tempfile
+import asyncio, sys, tempfile
 from pathlib import Path
 from async_sessions import BundleError, open_store
 from async_sessions.bundle import import_session
 from tests.test_bundle_import import HOSTILE, red
+from tests.watch import Watch
 
-root, temporary = Path(sys.argv[1]), sys.argv[2]
+root, temporary, watch = Path(sys.argv[1]), sys.argv[2], Watch()
 tempfile.tempdir = temporary
-touched, watching = set(), False
-
-def watch(event, arguments):
-    if watching and event.startswith(("open", "os.", "shutil.")):
-        paths = arguments[:1] if event == "open" else arguments
-        touched.update(os.path.abspath(os.fsdecode(path)) for path in paths if isinstance(path, str | bytes | Path))
-
-sys.addaudithook(watch)
 
 async def main():
-    global watching
     async with open_store(root) as store:
         await import_session(store, red())  # from here on all modules are loaded
-        watching = True
+        watch.on = True
         for name, bundle in HOSTILE.items():
             (root.parent / "bundle.zip").write_bytes(bundle())
             try:
@@ -601,8 +593,9 @@ async def main():
         await import_session(store, red())
 
 asyncio.run(main())
-outside = [path for path in touched if not path.startswith((str(root), temporary, str(root.parent / "bundle.zip")))]
-print(len(touched), "paths, outside:", outside)
+allowed = str(root), temporary, str(root.parent / "bundle.zip")
+outside = [path for path in watch.touched if not path.startswith(allowed)]
+print(len(watch.touched), "paths, outside:", outside)
 """
 
 

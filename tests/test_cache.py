@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import threading
+from datetime import timedelta
+from pathlib import Path
+
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from PIL import Image, ImageDraw
 
+from async_sessions import open_store
 from async_sessions._cache import ImageCache, view
 from async_sessions.testing.cancellation import Run, cancel_everywhere
+from async_sessions.testing.clock import FrozenClock
 
 pytestmark = pytest.mark.anyio
 
@@ -127,6 +134,50 @@ async def test_the_cache_is_bounded_by_bytes_and_an_oversize_image_bypasses_it()
     assert loads == ["a", "b", "huge", "huge", "c", "b"]
 
 
+class _Decoded(Image.Image):
+    """Says in which threads it was copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._size, self.copied_in = (10, 10), list[int]()
+
+    def copy(self) -> Image.Image:
+        self.copied_in.append(threading.get_ident())
+        return Image.new("RGB", self.size)
+
+
+async def test_whatever_thread_decodes_an_image_one_thread_allocates_what_is_kept() -> None:
+    cache, image, together = ImageCache(10_000), _Decoded(), threading.Barrier(2)
+    decoders: list[int] = []
+
+    def decode() -> None:
+        decoders.append(threading.get_ident())
+        together.wait(10)
+        assert cache.own(image) is not image
+
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(anyio.to_thread.run_sync, decode)
+    cache.close()
+    assert len(set(image.copied_in)) == 1
+    assert len({*decoders, *image.copied_in}) == 3
+
+
+async def test_an_image_that_is_not_kept_is_not_copied() -> None:
+    small, closed, image = ImageCache(10), ImageCache(10_000), Image.new("RGB", (10, 10))
+    closed.close()
+    assert small.own(image) is image
+    assert closed.own(image) is image
+
+
+async def test_a_store_that_is_left_leaves_no_thread_of_its_cache() -> None:
+    async with open_store("memory://", cleanup_interval=None) as store:
+        await (await store.create_session()).store_image(Image.new("RGB", (10, 10)), "start")
+        (keeper,) = [each for each in threading.enumerate() if each.name.startswith("async_sessions-cache")]
+    await anyio.to_thread.run_sync(keeper.join, 10)
+    assert not keeper.is_alive()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "CMYK", "I;16"])
 def test_drawing_on_a_view_leaves_the_shared_image_alone(mode: str) -> None:
     shared = Image.new(mode, (20, 20))
@@ -139,3 +190,27 @@ def test_drawing_on_a_view_leaves_the_shared_image_alone(mode: str) -> None:
     assert shared.tobytes() == before
     assert pasted.tobytes() != before
     assert cut.tobytes() != before
+
+
+async def test_what_a_deleted_blob_held_in_the_cache_is_let_go(tmp_path: Path) -> None:
+    clock, image = FrozenClock(), Image.new("RGB", (10, 10))
+    async with open_store(tmp_path / "root", cleanup_interval=None, clock=clock) as store:
+
+        async def cached() -> int:
+            return (await store.stats()).cache.bytes // 400
+
+        swept = await store.create_session()
+        await swept.store_image(image, "start")
+        await swept.retrieve_rendition("start", (20, 5))
+        await swept.store_image(image, "start")
+        assert await cached() == 3
+        clock.advance(timedelta(hours=2))
+        await store.cleanup()  # past the grace of what was replaced
+        assert await cached() == 1
+        deleted = await store.create_session()
+        await deleted.store_image(image, "start")
+        clock.advance(timedelta(hours=24))
+        await store.cleanup()  # past the life of the first
+        assert await cached() == 1
+        await deleted.delete()
+        assert await cached() == 0

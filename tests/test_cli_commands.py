@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 from async_sessions import JobError, JobInfo, Session, SessionStore, open_store
 from async_sessions._cli.terminal import age
 from async_sessions.cli import app
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import files_below
 
 HOSTILE = "\x1b[2J\x9b31m[bold]red"
@@ -169,7 +169,7 @@ def test_stats_tells_how_full_the_store_and_its_largest_session_are(root: Path, 
 
 
 def test_looking_leaves_every_file_as_it_is(root: Path) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     clock.advance(days=-3)
     key = on(root, fill, clock=clock).key  # expired, so that a sweep would take it, and overdue for a touch
     before = contents(root)
@@ -179,7 +179,7 @@ def test_looking_leaves_every_file_as_it_is(root: Path) -> None:
 
 
 def test_cleanup_removes_what_expired_and_a_dry_run_only_says_so(root: Path) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     clock.advance(days=-3)
     key = on(root, lambda store: store.create_session(), clock=clock).key
     assert run("cleanup", "--root", root, "--ttl", "7d").stdout.split()[1:3] == ["0", "removed,"]
@@ -198,7 +198,7 @@ async def replace_an_image(store: SessionStore) -> Session:
 
 
 def test_the_periods_of_the_app_are_obeyed_given_as_options_or_in_the_environment(root: Path) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     clock.advance(hours=-3)
     key = on(root, replace_an_image, clock=clock).key
 
@@ -283,6 +283,7 @@ def test_only_an_import_that_is_asked_for_it_shows_the_id(root: Path, session: S
 
 
 def test_what_is_no_bundle_is_one_sentence(root: Path, session: Session, tmp_path: Path) -> None:
+    too_deep = "/tmp" + 3000 * "/x"
     (tmp_path / "text.zip").write_bytes(b"no ZIP")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_bytes(b"x")
@@ -291,6 +292,8 @@ def test_what_is_no_bundle_is_one_sentence(root: Path, session: Session, tmp_pat
         ("import", tmp_path / "missing.zip", "--root", root),
         ("import", tmp_path / "text.zip", "--root", tmp_path / "taken"),
         ("export", session.key, tmp_path / "missing" / "session.zip", "--root", root),
+        *(("export", session.key, target, "--root", root) for target in ("/", ".", "", tmp_path, too_deep)),
+        *(("import", source, "--root", root) for source in ("/", "", "x" * 300, too_deep)),
     ):
         done = run(*arguments)
         assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)

@@ -25,7 +25,7 @@ from async_sessions import (
     StoreClosedError,
     open_store,
 )
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import FaultyBlobStore, keys_of
 from tests.images import encoded
 
@@ -123,7 +123,7 @@ async def test_no_sweep_takes_what_a_draft_has_written(tmp_path: Path) -> None:
 
 
 async def test_a_draft_that_took_longer_than_half_the_grace_is_refused() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     blobs = MemoryBlobStore()
     async with open_store(blobs, clock=clock, grace=timedelta(hours=1)) as store:
         async with store.draft() as draft:

@@ -28,7 +28,7 @@ from async_sessions import (
 from async_sessions.asgi import COOKIE, CookieSigner, SessionCookie
 from async_sessions.dispatch import LocalDispatcher
 from async_sessions.gradio import GradioSessions, session_info_html
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import FaultyBlobStore, files_below, keys_of
 from tests.images import jpeg_with_exif, rgba_png
 from tests.pages import Page
@@ -173,7 +173,7 @@ async def test_a_reload_makes_no_second_copy(app: App, uploads: Any, cache: Path
 
 
 async def test_opening_the_page_counts_as_use(uploads: Any) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     app = App(open_store("memory://", cleanup_interval=None, clock=clock, ttl=timedelta(hours=24)))
     async with app.running():
         await (await app.open()).choose_file(app.start, uploads("photo.png", rgba_png()))
@@ -425,7 +425,9 @@ def a_video(steps: StepPipeline) -> StepPipeline:
 
 
 @asynccontextmanager
-async def generating(*pipelines: StepPipeline, slots: Any = None, clock: Clock | None = None) -> AsyncIterator[App]:
+async def generating(
+    *pipelines: StepPipeline, slots: Any = None, clock: FrozenClock | None = None
+) -> AsyncIterator[App]:
     options: dict[str, Any] = {} if clock is None else {"clock": clock, "ttl": timedelta(hours=1)}
     app = App(open_store("memory://", cleanup_interval=None, **options), *pipelines, slots=slots)
     async with app.running():
@@ -471,7 +473,7 @@ async def test_generate_sends_what_the_page_shows_and_only_what_the_pipeline_tak
 
 
 async def test_a_session_that_expired_under_an_open_page_gets_the_visible_images_again(uploads: Any) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with generating(StepPipeline("steps", start=True), slots={"steps": ["start"]}, clock=clock) as app:
         page = await app.open()
         await page.choose_file(app.start, uploads("one.png", rgba_png()))

@@ -23,8 +23,9 @@ from async_sessions import (
 from async_sessions._manifest import Lifetime, Manifest
 from async_sessions.janitor import plan_sweep
 from async_sessions.testing.cancellation import Run, cancel_everywhere
+from async_sessions.testing.clock import FrozenClock
 from async_sessions.testing.fuzz import fuzz
-from tests.clock import Clock, WallClock
+from tests.clock import WallClock
 from tests.faults import FaultyBlobStore, files_below, keys_of, named_blobs
 from tests.proof.soak import soak
 from tests.simulation import VirtualBlobStore, VirtualClock
@@ -155,7 +156,7 @@ async def test_a_backend_that_raises_what_it_should_not_does_not_end_the_app() -
 
 
 async def test_a_periodic_sweep_obeys_the_maximal_age() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", max_age=HOUR / 2, grace=HOUR, cleanup_interval=None, clock=clock) as store:
         await store.create_session()
         janitor = store._open()[1]
@@ -270,7 +271,7 @@ async def test_a_cancelled_sweep_has_taken_a_replaced_image_whole_or_not_at_all(
 
 async def test_a_session_that_is_used_while_it_is_judged_stays() -> None:
     blobs = FaultyBlobStore()
-    clock = Clock()
+    clock = FrozenClock()
     gate = anyio.Event()
     async with open_store(blobs, cleanup_interval=None, clock=clock) as store:
         session = await store.create_session()
@@ -288,7 +289,7 @@ async def test_a_session_that_is_used_while_it_is_judged_stays() -> None:
 
 
 async def test_the_first_sweep_runs_at_once_and_does_not_delay_the_opening(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store(tmp_path / "root", cleanup_interval=None) as store:
         await store.create_session()
     gate = anyio.Event()
@@ -337,7 +338,7 @@ def test_under_a_clock_that_is_set_to_and_fro_nothing_goes_early_and_what_expire
 
 
 async def test_what_a_dry_run_in_the_future_looked_at_goes_when_its_time_has_come() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", cleanup_interval=None, clock=clock) as store:
         await store.create_session()
         await store.cleanup(now=clock.now + 2 * DAY, dry_run=True)
@@ -346,7 +347,7 @@ async def test_what_a_dry_run_in_the_future_looked_at_goes_when_its_time_has_com
 
 
 async def test_a_file_that_is_no_session_among_the_sessions_ends_no_sweep(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store(tmp_path / "root", cleanup_interval=None, clock=clock) as store:
         session = await store.create_session()
         await store.blobs.put(f"manifests/{session.key[:2]}/copy-of-{session.key}.json", b"{}")
@@ -357,7 +358,7 @@ async def test_a_file_that_is_no_session_among_the_sessions_ends_no_sweep(tmp_pa
 
 
 def test_a_plan_is_made_from_its_arguments_alone() -> None:
-    now = Clock().now
+    now = FrozenClock().now
     lifetime = Lifetime(ttl=DAY, max_age=None, grace=HOUR)
     manifest = Manifest.new("0" * 32, "1" * 32, now)
     assert plan_sweep(manifest, now=now, lifetime=lifetime) == (None, ())

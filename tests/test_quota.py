@@ -19,7 +19,7 @@ from async_sessions import (
     StorageFullError,
     open_store,
 )
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import files_below, keys_of
 
 pytestmark = pytest.mark.anyio
@@ -172,7 +172,7 @@ async def test_writers_at_the_edge_overshoot_by_nothing(tmp_path: Path) -> None:
 
 async def test_in_a_full_store_those_unused_for_longest_make_room() -> None:
     one = await size_of_one()
-    clock = Clock()
+    clock = FrozenClock()
     blobs, limits = MemoryBlobStore(), Limits(max_total_bytes=int(10.5 * one))
     sessions: list[Session] = []
     async with open_store(blobs, clock=clock, limits=limits) as store:
@@ -220,7 +220,7 @@ async def test_a_full_store_whose_sessions_are_all_in_use_refuses_and_reports_by
 
 
 async def test_a_device_that_is_nearly_full_is_swept_then_refuses_images_and_still_clears(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store(tmp_path / "s", clock=clock) as store:
         old = await store.create_session()
         await old.store_image(noise(1, 400), "start")
@@ -248,7 +248,7 @@ async def test_an_upload_goes_through_once_a_sweep_has_made_room() -> None:
                 raise StorageFullError("No room is left.")
             return await super().put(key, *args, **options)  # type: ignore[arg-type]
 
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store(Device(), clock=clock, cleanup_interval=None) as store:
         for number in range(2):
             await (await store.create_session()).store_image(noise(number), "start")

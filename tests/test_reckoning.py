@@ -9,7 +9,7 @@ from PIL import Image
 
 from async_sessions import JobInfo, MemoryBlobStore, Session, SessionNotFoundError, SessionStore, open_store
 from async_sessions._reckoning import Reckoning
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import keys_of
 
 pytestmark = pytest.mark.anyio
@@ -22,12 +22,12 @@ YEAR = timedelta(days=365)
 JUMPS = pytest.mark.parametrize("jump", [5 * YEAR, -10 * YEAR, 2 * DAY], ids=["+5y", "-10y", "+2d"])
 
 
-def reckoned(clock: Clock) -> Reckoning:
+def reckoned(clock: FrozenClock) -> Reckoning:
     return Reckoning(clock, timedelta(minutes=1), 25 * HOUR)
 
 
 def test_a_clock_that_nobody_sets_is_believed() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     now = reckoned(clock)
     for hours in (0, 1, 25, 26):
         clock.advance(hours=hours)
@@ -38,7 +38,7 @@ def test_a_clock_that_nobody_sets_is_believed() -> None:
 
 @JUMPS
 def test_after_a_jump_nothing_is_early_until_all_that_is_kept_was_written_since(jump: timedelta) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     now, truth = reckoned(clock), clock.now
     assert now.earliest() == truth
     clock.now += jump
@@ -52,7 +52,7 @@ def test_after_a_jump_nothing_is_early_until_all_that_is_kept_was_written_since(
 
 
 def test_a_clock_that_is_set_back_to_the_truth_is_believed_at_once() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     now, truth = reckoned(clock), clock.now
     assert now.earliest() == truth
     clock.now += 5 * YEAR
@@ -65,7 +65,7 @@ def test_a_clock_that_is_set_back_to_the_truth_is_believed_at_once() -> None:
 async def test_a_session_survives_sweeps_under_a_clock_that_is_set_and_goes_when_its_time_has_come(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         session = await store.create_session()
         await session.store_image(RED, "start")
@@ -91,7 +91,7 @@ async def red_there(session: Session) -> bool:
 
 @JUMPS
 async def test_a_visit_finds_what_was_there_before_the_clock_was_set(jump: timedelta) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         await (await store.session_for("ada")).store_image(RED, "start")
         created = await store.create_session()
@@ -116,7 +116,7 @@ async def test_a_visit_finds_what_was_there_before_the_clock_was_set(jump: timed
 
 @JUMPS
 async def test_what_was_written_under_a_wrong_clock_has_its_time_once_it_is_right(jump: timedelta) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         clock.now += jump
         session = await store.create_session()
@@ -129,7 +129,7 @@ async def test_what_was_written_under_a_wrong_clock_has_its_time_once_it_is_righ
 
 
 async def test_what_was_left_under_a_clock_that_was_ahead_goes_once_it_was_unused_for_long() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         clock.now += 5 * YEAR
         await store.cleanup()
@@ -147,7 +147,7 @@ async def test_what_was_left_under_a_clock_that_was_ahead_goes_once_it_was_unuse
 
 
 async def test_a_periodic_sweep_comes_back_to_what_was_left_under_a_clock_that_was_ahead() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         clock.now += 5 * YEAR
         await store.cleanup()
@@ -161,7 +161,7 @@ async def test_a_periodic_sweep_comes_back_to_what_was_left_under_a_clock_that_w
 
 
 async def test_a_machine_whose_clock_is_behind_makes_no_session_older_that_it_uses() -> None:
-    clock, behind, blobs = Clock(), Clock(), MemoryBlobStore()
+    clock, behind, blobs = FrozenClock(), FrozenClock(), MemoryBlobStore()
     behind.advance(-10 * YEAR)
     async with (
         open_store(blobs, clock=clock, cleanup_interval=None) as store,
@@ -179,7 +179,7 @@ async def test_a_machine_whose_clock_is_behind_makes_no_session_older_that_it_us
 
 
 async def test_what_was_used_under_a_clock_that_was_ahead_stays_as_long_as_it_is_used() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         clock.now += 5 * YEAR
         session = await store.create_session()
@@ -199,7 +199,7 @@ async def test_what_was_used_under_a_clock_that_was_ahead_stays_as_long_as_it_is
 
 @JUMPS
 async def test_what_was_written_before_a_wrong_clock_is_set_right_stays(jump: timedelta) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     clock.now += jump
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         session = await store.create_session()
@@ -212,7 +212,7 @@ async def test_what_was_written_before_a_wrong_clock_is_set_right_stays(jump: ti
 
 
 async def test_an_image_that_was_replaced_can_be_put_back_after_the_clock_was_set() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         session = await store.create_session()
         red = await session.store_image(RED, "start")
@@ -225,7 +225,7 @@ async def test_an_image_that_was_replaced_can_be_put_back_after_the_clock_was_se
 
 
 async def test_no_sweep_or_repair_takes_an_orphan_on_the_word_of_a_clock_that_was_set() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
         orphan = f"blobs/{'3' * 32}/{'1' * 64}.{'2' * 16}"
         await store.blobs.put(orphan, b"x")
@@ -264,7 +264,7 @@ Hold = Callable[[SessionStore, Session], Awaitable[None]]
 async def test_a_visit_finds_what_a_pin_or_a_job_keeps_past_its_time(
     hold: Hold, let_go: Hold, max_age: timedelta | None
 ) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, max_age=max_age, cleanup_interval=None) as store:
         mine, created = await store.session_for("ada"), await store.create_session()
         assert created.id is not None

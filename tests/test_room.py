@@ -26,8 +26,8 @@ from async_sessions import (
     open_store,
 )
 from async_sessions.bundle import import_session, stream_session
+from async_sessions.testing.clock import FrozenClock
 from async_sessions.testing.fuzz import fuzz
-from tests.clock import Clock
 from tests.faults import FaultyBlobStore, files_below, keys_of
 from tests.simulation import VirtualClock
 from tests.test_quota import finish, noise, size_of_one
@@ -118,7 +118,7 @@ async def test_what_a_full_store_has_no_room_for_is_refused_and_leaves_nothing(w
 
 @pytest.mark.parametrize("write", ADDING)
 async def test_in_a_full_store_what_is_added_takes_the_place_of_what_was_unused_for_longest(write: Write) -> None:
-    clock, blobs = Clock(), MemoryBlobStore()
+    clock, blobs = FrozenClock(), MemoryBlobStore()
     async with open_store(blobs, clock=clock, cleanup_interval=None) as store:
         old = await store.create_session()
         await old.store_image(noise(1, 200), "start")
@@ -207,7 +207,7 @@ class Device(MemoryBlobStore):
 
 @pytest.mark.parametrize("write", [*ADDING, begin, pin])
 async def test_a_full_device_is_swept_before_anything_is_refused(write: Write) -> None:
-    clock, device = Clock(), Device(100)
+    clock, device = FrozenClock(), Device(100)
     async with open_store(device, clock=clock, cleanup_interval=None) as store:
         for number in range(3):
             await (await store.create_session()).store_image(noise(number), "start")
@@ -230,7 +230,7 @@ async def test_a_device_that_no_sweep_makes_room_on_takes_no_new_session(write: 
 
 
 async def test_what_can_be_read_only_once_is_not_written_in_part_after_a_sweep() -> None:
-    clock, device = Clock(), Device(100)
+    clock, device = FrozenClock(), Device(100)
 
     async def once() -> AsyncIterator[bytes]:
         yield FILM[:10]

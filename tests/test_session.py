@@ -28,7 +28,7 @@ from async_sessions import (
     StorageFullError,
     open_store,
 )
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import FaultyBlobStore, files_below, keys_of
 from tests.images import jpeg_with_exif
 
@@ -224,7 +224,7 @@ async def test_a_replaced_image_can_be_put_back(session: Session) -> None:
 
 
 async def test_an_image_is_not_recent_for_longer_than_the_grace() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock, grace=timedelta(hours=1)) as store:
         session = await store.create_session()
         red = await session.store_image(RED, "start")

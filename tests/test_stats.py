@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from async_sessions import JobInfo, Limits, SessionStore, open_store
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import files_below
 
 pytestmark = pytest.mark.anyio
@@ -75,7 +75,7 @@ async def test_the_largest_session_is_told_as_a_part_of_what_one_may_keep(tmp_pa
 
 
 async def test_ages_are_those_of_the_oldest_and_of_the_newest_session(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store(tmp_path / "root", cleanup_interval=None, clock=clock) as store:
         began = clock.now
         first = await store.create_session()

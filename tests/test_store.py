@@ -22,7 +22,7 @@ from async_sessions import (
     UnknownSchemaError,
     open_store,
 )
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import FaultyBlobStore, files_below, keys_of
 
 pytestmark = pytest.mark.anyio
@@ -138,7 +138,7 @@ async def test_a_user_has_one_session_by_name(session_store: SessionStore) -> No
 
 
 async def test_an_unused_session_expires_and_a_used_one_does_not() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", ttl=timedelta(hours=24), cleanup_interval=None, clock=clock) as store:
         unused, used = await store.create_session(), await store.create_session()
         await used.store_image(RED, "start")
@@ -152,7 +152,7 @@ async def test_an_unused_session_expires_and_a_used_one_does_not() -> None:
 
 
 async def test_a_session_ends_at_its_maximal_age_however_much_it_is_used() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", max_age=timedelta(hours=5), clock=clock) as store:
         session = await store.create_session()
         clock.advance(hours=4)
@@ -163,7 +163,7 @@ async def test_a_session_ends_at_its_maximal_age_however_much_it_is_used() -> No
 
 
 async def test_a_touch_is_written_rarely() -> None:
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store("memory://", clock=clock) as store:
         session = await store.create_session()
         revision = (await session.info()).revision

@@ -1,15 +1,26 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from itertools import count, cycle
+from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from PIL import Image
 
-from async_sessions import BlobStore, MemoryBlobStore, StorageError, StorageFullError, open_store
+from async_sessions import (
+    BlobInfo,
+    BlobStore,
+    LocalBlobStore,
+    MemoryBlobStore,
+    StorageError,
+    StorageFullError,
+    open_store,
+)
+from async_sessions.blobs.base import closing
 from async_sessions.testing.blobs import BlobStoreTests
 from async_sessions.testing.faults import (
     OPERATIONS,
@@ -55,6 +66,42 @@ class TestCountingBlobStore(WrappedTests):
     @pytest.fixture
     def blobs(self) -> CountingBlobStore:
         return CountingBlobStore(MemoryBlobStore())
+
+
+@pytest.mark.parametrize("operation", ["stream", "list"])
+async def test_who_stops_reading_leaves_no_file_open(operation: str, tmp_path: Path) -> None:
+    blobs = WrappedBlobStore(_Noting(tmp_path / "root"))
+    for key in ("a/b", "a/c"):
+        await blobs.put(key, b"one")
+    items = blobs.stream("a/b", chunk_size=1) if operation == "stream" else blobs.list()
+    assert isinstance(items, AsyncGenerator)
+    await anext(items)
+    await items.aclose()
+    assert isinstance(blobs.inner, _Noting)
+    assert blobs.inner.ended == [operation]
+
+
+class _Noting(LocalBlobStore):
+    """Notes which of its streams and lists have ended."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.ended: list[str] = []
+
+    async def stream(self, *arguments: Any, **options: Any) -> AsyncIterator[bytes]:
+        try:
+            async with closing(super().stream(*arguments, **options)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            self.ended.append("stream")
+
+    async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
+        try:
+            async for info in super().list(prefix):
+                yield info
+        finally:
+            self.ended.append("list")
 
 
 async def use(blobs: BlobStore, operation: Operation, key: str = "a/b") -> None:

@@ -26,8 +26,8 @@ from async_sessions import (
     open_store,
 )
 from async_sessions._manifest import Manifest
+from async_sessions.testing.clock import FrozenClock
 from async_sessions.verify import claims, still_so
-from tests.clock import Clock
 from tests.faults import FaultyBlobStore, files_below, keys_of
 from tests.proof.damage import check_damage
 
@@ -41,12 +41,12 @@ STRANGER = f"blobs/{'3' * 32}/{'1' * 64}.{'2' * 16}"
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FrozenClock:
+    return FrozenClock()
 
 
 @pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[SessionStore]:
+async def store(tmp_path: Path, clock: FrozenClock) -> AsyncIterator[SessionStore]:
     async with open_store(tmp_path / "root", cleanup_interval=None, clock=clock) as opened:
         yield opened
 
@@ -65,7 +65,13 @@ def told(report: VerifyReport) -> list[tuple[str, str]]:
 
 
 def job_of(session: Session, **fields: Any) -> JobInfo:
-    values: dict[str, Any] = {"inputs": {}, "params": {}, "submitted_at": Clock().now, "owner": "o", "pipeline": "p"}
+    values: dict[str, Any] = {
+        "inputs": {},
+        "params": {},
+        "submitted_at": FrozenClock().now,
+        "owner": "o",
+        "pipeline": "p",
+    }
     return JobInfo(id=f"{session.key}.{'0' * 16}", **{**values, **fields})
 
 
@@ -89,7 +95,7 @@ async def test_it_tells_how_far_it_is(store: SessionStore) -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-async def test_looking_changes_nothing(store: SessionStore, root: Path, clock: Clock) -> None:
+async def test_looking_changes_nothing(store: SessionStore, root: Path, clock: FrozenClock) -> None:
     session = await store.create_session()
     record = await session.store_image(RED, "start")
     await store.blobs.put(STRANGER, b"of no session")
@@ -148,7 +154,7 @@ async def test_a_lost_recent_image_can_not_be_put_back_any_more(store: SessionSt
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"x")], ids=["missing", "damaged"])
 async def test_a_lost_thumbnail_is_made_anew(
-    damage: Callable[[Path], object], store: SessionStore, root: Path, clock: Clock
+    damage: Callable[[Path], object], store: SessionStore, root: Path, clock: FrozenClock
 ) -> None:
     session = await store.create_session()
     record = await session.store_image(RED, "start")
@@ -201,10 +207,12 @@ async def test_a_job_that_is_not_over_keeps_its_lost_image_until_it_is(store: Se
     (root / record.blob).write_bytes(b"flipped")
     (finding,) = (await store.verify(repair=True)).findings
     assert finding.repair == ""
-    assert "a job that is not over names it" in finding.reason
+    assert "no slot holds it any more, but a job that is not over names it" in finding.reason
     assert (await session.info()).jobs == {job.id: job}
     assert not await session.has_image("start")
     assert await keys_of(store.blobs, "quarantine/") == set()
+    (again,) = (await store.verify(repair=True)).findings
+    assert again.reason.endswith("it can't be repaired now: a job that is not over names it.")
     await session.edit_job(job.id, lambda old: replace(old, status="failed") if old else None)
     assert (await store.verify(repair=True)).unrepaired == ()
     assert f"quarantine/{record.blob}" in await keys_of(store.blobs, "quarantine/")
@@ -212,7 +220,7 @@ async def test_a_job_that_is_not_over_keeps_its_lost_image_until_it_is(store: Se
 
 
 async def test_blobs_that_no_session_names_are_moved_once_they_are_old(
-    store: SessionStore, root: Path, clock: Clock
+    store: SessionStore, root: Path, clock: FrozenClock
 ) -> None:
     session = await store.create_session()
     record = await session.store_image(RED, "start")
@@ -228,8 +236,28 @@ async def test_blobs_that_no_session_names_are_moved_once_they_are_old(
     assert await keys_of(store.blobs, "blobs/") == {record.blob, f"{record.blob}.thumb"}
 
 
+@pytest.mark.parametrize("kind", ["damaged", "orphan", "manifest"])
+async def test_of_what_was_cut_down_to_nothing_none_is_said_to_be_moved(
+    kind: str, store: SessionStore, root: Path, clock: FrozenClock
+) -> None:
+    session = await store.create_session()
+    record = await session.store_image(RED, "start")
+    key = {"damaged": record.blob, "orphan": STRANGER, "manifest": f"manifests/{session.key[:2]}/{session.key}.json"}[
+        kind
+    ]
+    await store.blobs.put(STRANGER, b"never named")
+    (root / key).write_bytes(b"")
+    clock.advance(hours=2)
+    report = await store.verify(repair=True)
+    (finding,) = [each for each in report.findings if each.key == key]
+    assert finding.kind == kind
+    assert finding.repair.endswith("removed, since it was empty")
+    assert not (root / "quarantine" / key).exists()
+    assert (root / "quarantine" / f"{key}.reason.json").exists()
+
+
 async def test_a_session_that_can_not_be_read_is_moved_with_its_blobs(
-    store: SessionStore, root: Path, clock: Clock
+    store: SessionStore, root: Path, clock: FrozenClock
 ) -> None:
     session, whole = await store.create_session(), await store.create_session()
     record = await session.store_image(RED, "start")
@@ -250,7 +278,9 @@ async def test_a_session_that_can_not_be_read_is_moved_with_its_blobs(
     assert [info.key async for info in store.sessions()] == [whole.key]
 
 
-async def test_what_came_into_quarantine_first_is_not_replaced(store: SessionStore, root: Path, clock: Clock) -> None:
+async def test_what_came_into_quarantine_first_is_not_replaced(
+    store: SessionStore, root: Path, clock: FrozenClock
+) -> None:
     for content in (b"first", b"second"):
         session = await store.session_for("user")
         manifest = f"manifests/{session.key[:2]}/{session.key}.json"
@@ -262,7 +292,7 @@ async def test_what_came_into_quarantine_first_is_not_replaced(store: SessionSto
 
 
 async def test_a_newer_session_is_left_alone_and_so_is_what_it_may_name(
-    store: SessionStore, root: Path, clock: Clock
+    store: SessionStore, root: Path, clock: FrozenClock
 ) -> None:
     newer, damaged = await store.create_session(), await store.create_session()
     await newer.store_image(RED, "start")
@@ -278,7 +308,7 @@ async def test_a_newer_session_is_left_alone_and_so_is_what_it_may_name(
     assert contents(root) == before
 
 
-async def test_markers_and_jobs_are_brought_together(store: SessionStore, root: Path, clock: Clock) -> None:
+async def test_markers_and_jobs_are_brought_together(store: SessionStore, root: Path, clock: FrozenClock) -> None:
     session = await store.create_session()
     job = job_of(session)
     await session.edit_job(job.id, lambda _: job)
@@ -301,7 +331,7 @@ async def test_markers_and_jobs_are_brought_together(store: SessionStore, root: 
     assert await keys_of(store.blobs, "queue/") == set()
 
 
-async def test_the_lease_of_the_dead_goes_and_what_is_not_ours_stays(store: SessionStore, clock: Clock) -> None:
+async def test_the_lease_of_the_dead_goes_and_what_is_not_ours_stays(store: SessionStore, clock: FrozenClock) -> None:
     foreign = ["README", "manifests/aa/notes.txt", f"manifests/ab/{'0' * 32}.json", "blobs/mine/picture.png"]
     for key in (*foreign, "owners/one.json", "cookie/secret"):
         await store.blobs.put(key, b"x")
@@ -312,7 +342,7 @@ async def test_the_lease_of_the_dead_goes_and_what_is_not_ours_stays(store: Sess
 
 
 async def test_what_is_in_quarantine_is_no_session_and_no_sweep_takes_it(
-    store: SessionStore, root: Path, clock: Clock
+    store: SessionStore, root: Path, clock: FrozenClock
 ) -> None:
     session = await store.create_session()
     await session.store_image(RED, "start")
@@ -366,7 +396,7 @@ async def test_a_full_disk_leaves_what_is_damaged_where_it_is() -> None:
         assert (await store.verify(repair=True)).unrepaired == ()
 
 
-async def test_a_session_that_can_not_be_read_stays_as_long_as_its_blobs_can_not_be_moved(clock: Clock) -> None:
+async def test_a_session_that_can_not_be_read_stays_as_long_as_its_blobs_can_not_be_moved(clock: FrozenClock) -> None:
     blobs = FaultyBlobStore()
     async with open_store(blobs, cleanup_interval=None, clock=clock) as store:
         session = await store.create_session()
@@ -432,7 +462,7 @@ async def test_an_image_that_is_cleared_while_it_is_looked_at_is_no_finding() ->
 
 async def test_a_session_that_begins_while_a_long_verification_runs_is_no_orphan() -> None:
     blobs = Meanwhile()
-    clock = Clock()
+    clock = FrozenClock()
 
     async def begin() -> None:
         clock.now -= 2 * HOUR
@@ -449,7 +479,7 @@ async def test_a_session_that_begins_while_a_long_verification_runs_is_no_orphan
         assert await keys_of(blobs, "blobs/") == {kept[0].blob, f"{kept[0].blob}.thumb"}
 
 
-async def test_an_image_that_is_being_stored_is_no_orphan(clock: Clock) -> None:
+async def test_an_image_that_is_being_stored_is_no_orphan(clock: FrozenClock) -> None:
     blobs = FaultyBlobStore()
     gate = anyio.Event()
     async with open_store(blobs, cleanup_interval=None, clock=clock) as store:
@@ -486,7 +516,7 @@ async def test_an_image_that_is_cleared_while_it_is_repaired_does_not_stay_in_qu
         assert await keys_of(blobs, "quarantine/") == set()
 
 
-async def test_two_repairs_at_once_agree(store: SessionStore, root: Path, clock: Clock) -> None:
+async def test_two_repairs_at_once_agree(store: SessionStore, root: Path, clock: FrozenClock) -> None:
     session = await store.create_session()
     lost, whole = await session.store_image(RED, "start"), await session.store_image(BLUE, "end")
     (root / lost.blob).write_bytes(b"flipped")
@@ -518,13 +548,13 @@ def test_what_a_manifest_claims_is_what_it_names() -> None:
         orientation=1,
         byte_size=10,
         thumbnail_size=5,
-        stored_at=Clock().now,
+        stored_at=FrozenClock().now,
         blob="blobs/a",
     )
-    manifest = Manifest.new("0" * 32, "1" * 32, Clock().now).with_image("start", record, Clock().now)
+    manifest = Manifest.new("0" * 32, "1" * 32, FrozenClock().now).with_image("start", record, FrozenClock().now)
     claimed = claims(manifest)
     assert claimed.keys() == manifest.named_blobs() == {"blobs/a", "blobs/a.thumb"}
     assert sum(claim.size for claim in claimed.values()) == manifest.total_bytes()
     missing = Finding(kind="missing", key="blobs/a", reason="")
     assert still_so(missing, manifest)
-    assert not still_so(missing, manifest.without_image("start", Clock().now).cleared(Clock().now))
+    assert not still_so(missing, manifest.without_image("start", FrozenClock().now).cleared(FrozenClock().now))

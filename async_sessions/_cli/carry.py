@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +32,9 @@ def export_(
     as_json: AsJson = False,
 ) -> None:
     """Write a session's images and settings to a file, which is replaced where there is one."""
-    if not file.absolute().parent.is_dir():
+    if os.path.isdir(file):
+        fail(f"{file} is a folder; name the file that the bundle is to be.")
+    if not os.path.isdir(file.absolute().parent):  # unlike Path's, False of a name that is too long
         fail(f"There is no folder {file.parent} for the bundle; make it first.")
 
     async def write(store: SessionStore) -> None:
@@ -55,7 +58,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Make a new session of a bundle. Its owner gets at it by its id alone, which is shown now or never."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         fail(f"There is no file {file}.")
 
     async def read(store: SessionStore) -> Session:

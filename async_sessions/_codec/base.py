@@ -18,6 +18,8 @@ from async_sessions.records import MIB, Limits
 MAX_METADATA: Final = MIB  # bytes of everything that is not pixels, an inflated ICC profile included
 MAX_CHUNKS: Final = 20_000
 
+REDUCING_GAP: Final = 2.0  # how much larger than its result an image is at least that was shrunk roughly first
+
 _ORIENTATION_TAG: Final = 0x0112
 _SHORT: Final = 3
 _PROFILE_HEADER: Final = 128  # bytes

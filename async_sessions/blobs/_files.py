@@ -35,7 +35,9 @@ class Folder:
     def __init__(self, root: Path, min_free: int | None) -> None:
         self.root = root
         self._min_free = min_free
-        self._durable: dict[Path, int] = {}  # directories, by inode, whose entry in their parent was synced
+        # Directories whose entry in their parent was synced, as they were after our last change: the inode alone may by
+        # now be that of one that another process removed and a third is just making anew.
+        self._durable: dict[Path, tuple[int, int]] = {}
 
     def open(self) -> None:
         """Make the root where it is missing; refuse one that others can write to."""
@@ -78,39 +80,51 @@ class Folder:
                 if not temporary.exists():
                     raise
                 # a delete in another process removed the directory, which was empty until now
-        try:
-            _sync_directory(path.parent)
+        with self._done_already("write may be lost"):
+            self._sync(path.parent)
             _sync_directory(temporary.parent)
-        except OSError as error:  # not a StorageFullError, whatever its number: the write is visible, if not durable
-            message = f"{self.root}: {error.strerror or error}. The last write may be lost in a power cut."
-            raise StorageError(message) from error
 
     def _make_durable(self, directory: Path) -> None:
         """Make `directory` where it is missing, and its entry durable, whoever made it, up to the root."""
         if directory == self.root:
             return
         try:
-            if self._durable.get(directory) == directory.stat().st_ino:
+            if self._durable.get(directory) == _as_it_is(directory.stat()):
                 return
         except FileNotFoundError:
             pass
         self._make_durable(directory.parent)
         directory.mkdir(mode=0o700, exist_ok=True)
-        inode = directory.stat().st_ino
-        _sync_directory(directory.parent)
-        self._durable[directory] = inode
+        made = _as_it_is(directory.stat())
+        self._sync(directory.parent)
+        self._durable[directory] = made
+
+    def _sync(self, directory: Path) -> None:
+        """Sync a directory that we changed, and remember it as it is now."""
+        now = _sync_directory(directory)
+        if (known := self._durable.get(directory)) and known[0] == now[0]:
+            self._durable[directory] = now
 
     def remove(self, path: Path, expect: Expectation) -> None:
         if not path.exists():
             return
         _check(path, expect)
         path.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
+        with self._done_already("removal may be undone"), contextlib.suppress(FileNotFoundError):
             _sync_directory(path.parent)
         if path.parent.parent != self.root:
             with contextlib.suppress(OSError):  # not empty, or removed by somebody else: both are fine
                 path.parent.rmdir()
                 self._durable.pop(path.parent, None)
+
+    @contextlib.contextmanager
+    def _done_already(self, what: str) -> Iterator[None]:
+        """A failure here is no `StorageFullError`, whatever its number: the change is visible, if not durable."""
+        try:
+            yield
+        except OSError as error:
+            message = f"{self.root}: {error.strerror or error}. The last {what} in a power cut."
+            raise StorageError(message) from error
 
     def walk(self, prefix: str) -> Iterator[BlobInfo]:
         todo = [prefix]
@@ -161,8 +175,11 @@ def read(path: Path) -> Blob | None:
     return Blob(data, hashlib.sha256(data).hexdigest())
 
 
-def reader(path: Path) -> BufferedReader:
-    return path.open("rb")
+def reader(path: Path) -> BufferedReader | None:
+    try:
+        return path.open("rb")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
 
 
 def create(temporary: Path) -> BufferedWriter:
@@ -210,12 +227,19 @@ def _make_directories(path: Path, above: Path) -> None:
         _sync_directory(directory.parent)
 
 
-def _sync_directory(path: Path) -> None:
+def _sync_directory(path: Path) -> tuple[int, int]:
+    """Returns what `_as_it_is` tells of it."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+        return _as_it_is(os.fstat(fd))
     finally:
         os.close(fd)
+
+
+def _as_it_is(directory: os.stat_result) -> tuple[int, int]:
+    """Its inode and the time of its last change, such as a new entry: not so of another one, or of a later state."""
+    return directory.st_ino, directory.st_ctime_ns
 
 
 def _check(path: Path, expect: Expectation) -> None:

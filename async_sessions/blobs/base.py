@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import anyio
 import msgspec
 
 from async_sessions.records import MIB
+
+T = TypeVar("T")
 
 CHUNK_SIZE: Final = MIB  # bytes per chunk of a streamed read or write
 
@@ -84,14 +86,13 @@ class BlobStore(Protocol):
 
 
 @asynccontextmanager
-async def streaming(blobs: BlobStore, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
-    """`blobs.stream(key)`, closed on leaving: who stops reading before its end leaves no file open."""
-    chunks = blobs.stream(key)
+async def closing(items: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
+    """A stream or a list, closed on leaving: who stops reading before its end leaves no file open."""
     try:
-        yield chunks
+        yield items
     finally:
-        if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
 
 
 async def read_all(data: BlobData) -> bytes:

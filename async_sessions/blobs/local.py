@@ -63,12 +63,9 @@ class LocalBlobStore(BlobStore):
     async def stream(
         self, key: str, *, start: int = 0, end: int | None = None, chunk_size: int = CHUNK_SIZE
     ) -> AsyncIterator[bytes]:
-        path = self._path(key)
-        if not await self._hop(path.is_file):
-            raise FileNotFoundError(key)
-        with in_our_words(self.root):
-            async with self._file(partial(_files.reader, path)) as opened:
-                file = wrap(opened)
+        async with self._file(partial(_files.reader, self._path(key)), key) as opened:
+            file = wrap(opened)
+            with in_our_words(self.root):
                 await file.seek(start)
                 while size := chunk_size if end is None else max(0, min(chunk_size, end - start)):
                     chunk = await file.read(size)
@@ -148,7 +145,7 @@ class LocalBlobStore(BlobStore):
 
     async def _write_chunks(self, temporary: Path, chunks: AsyncIterable[bytes]) -> str:
         digest = hashlib.sha256()
-        async with self._file(partial(_files.create, temporary)) as opened:
+        async with self._file(partial(_files.create, temporary), temporary.name) as opened:
             file = wrap(opened)
             async for chunk in chunks:  # a failure of theirs is not the storage's
                 await self._hop(partial(self._folder.check_room, len(chunk)))
@@ -161,11 +158,21 @@ class LocalBlobStore(BlobStore):
         return digest.hexdigest()
 
     @contextlib.asynccontextmanager
-    async def _file(self, make: Callable[[], F]) -> AsyncIterator[F]:
-        """The file that `make` opens in a thread; it is closed however a cancellation falls."""
+    async def _file(self, make: Callable[[], F | None], name: str) -> AsyncIterator[F]:
+        """The file that `make` opens in a thread; it is closed however a cancellation falls.
+
+        `FileNotFoundError`, of `name`, where it opens none.
+        """
         files: list[F] = []
+
+        def keep() -> None:
+            if (file := make()) is not None:
+                files.append(file)
+
         try:
-            await self._hop(lambda: files.append(make()))
+            await self._hop(keep)
+            if not files:
+                raise FileNotFoundError(name)
             yield files[0]
         finally:
             with in_our_words(self.root):

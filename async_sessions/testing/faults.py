@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import anyio
 
-from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobInfo, BlobStore, Expect
+from async_sessions.blobs.base import CHUNK_SIZE, Blob, BlobInfo, BlobStore, Expect, closing
 from async_sessions.errors import StorageError
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ class WrappedBlobStore(BlobStore):
     async def stream(
         self, key: str, *, start: int = 0, end: int | None = None, chunk_size: int = CHUNK_SIZE
     ) -> AsyncIterator[bytes]:
-        async with self.around("stream", key):
-            async for chunk in self.inner.stream(key, start=start, end=end, chunk_size=chunk_size):
+        chunks = self.inner.stream(key, start=start, end=end, chunk_size=chunk_size)
+        async with self.around("stream", key), closing(chunks):
+            async for chunk in chunks:
                 yield chunk
 
     async def put(self, key: str, data: BlobData, *, expect: Expectation = Expect.ANY) -> str:
@@ -58,8 +59,9 @@ class WrappedBlobStore(BlobStore):
             await self.inner.delete(key, expect=expect)
 
     async def list(self, prefix: str = "") -> AsyncIterator[BlobInfo]:
-        async with self.around("list", prefix):
-            async for info in self.inner.list(prefix):
+        infos = self.inner.list(prefix)
+        async with self.around("list", prefix), closing(infos):
+            async for info in infos:
                 yield info
 
 

@@ -24,7 +24,7 @@ from async_sessions import (
     SessionStore,
     open_store,
 )
-from tests.clock import Clock
+from async_sessions.testing.clock import FrozenClock
 from tests.faults import files_below
 
 SLOTS = ("a", "b", "c", "d", "e")
@@ -53,7 +53,7 @@ async def check_damage(root: Path, sessions: int, variants: int, seed: int) -> C
     """
     rng = random.Random(seed)
     whole, damaged = root / "whole", root / "damaged"
-    clock = Clock()
+    clock = FrozenClock()
     async with open_store(whole, cleanup_interval=None, clock=clock) as store:
         made = [await store.create_session() for _ in range(sessions)]
         for number, session in enumerate(made):
