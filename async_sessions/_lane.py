@@ -173,7 +173,9 @@ class Latest(Generic[T]):
             self._loop.call_soon_threadsafe(self._arrive)
 
     def close(self) -> None:
-        """To be called on the loop; nothing is received after it."""
+        """To be called on the loop: what was put last is received now, and nothing after it."""
+        if self._open:
+            self._deliver()
         self._open = False
 
     def _arrive(self) -> None:
