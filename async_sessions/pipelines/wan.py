@@ -65,8 +65,10 @@ class WanPipeline:
             raise ValueError(f"There is no Wan2.2 model {model!r} here; there are: {', '.join(MODELS)}.")
         if offload not in get_args(Offload):
             raise ValueError(f"`offload` is one of {', '.join(get_args(Offload))}; not {offload!r}.")
-        self.model: WanModel = MODELS[model]
         kind = device.partition(":")[0]
+        if offload == "sequential" and kind == "cpu":
+            raise ValueError("Sequential offload is from a device to the CPU; a CPU has nowhere to offload to.")
+        self.model: WanModel = MODELS[model]
         self.spec = PipelineSpec(name=name or model, slots=self.model.slots, defaults=self.model.defaults, device=kind)
         self._folder = Path(model_dir).expanduser()
         self._dtype = dtype or (torch.float32 if kind == "cpu" else torch.bfloat16)
