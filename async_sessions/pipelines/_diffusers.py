@@ -47,7 +47,7 @@ class LoadedWan:
         *,
         vae_tiling: bool,
     ) -> None:
-        if device.type != "cpu" and not torch.accelerator.is_available():
+        if device.type != "cpu" and not _is_there(device):
             raise ModelError(f"There is no {device.type} device here, or this torch can't use it; try device='cpu'.")
         self.device = device
         self._offload = offload
@@ -125,6 +125,11 @@ class LoadedWan:
         else:
             pipe.enable_sequential_cpu_offload(device=self.device)
         self._placed = pipe
+
+
+def _is_there(device: torch.device) -> bool:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found is not None and found.type == device.type
 
 
 def _pipes(folder: Path, model: WanModel, dtype: torch.dtype) -> dict[bool, Any]:

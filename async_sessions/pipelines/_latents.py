@@ -20,7 +20,8 @@ class LatentColours:
     """An affine map from the channels of a latent pixel to its colour, fitted to the model's own VAE by least squares.
 
     It is fitted to one picture of chance, coarse colours below fine ones, which the VAE encodes when the model is
-    loaded: no table of numbers has to know the VAE. What it shows is blurred and its colours are approximate.
+    loaded: no table of numbers has to know the VAE. What it shows is coarse and its colours are approximate, as far as
+    they are an affine matter at all.
     """
 
     def __init__(self, vae: AutoencoderKLWan, device: torch.device) -> None:
@@ -35,7 +36,7 @@ class LatentColours:
         colours = avg_pool2d(picture, SIDE // latents.shape[-1])[0].flatten(1).T
         terms = _terms(latents)
         # A little ridge: channels that say nothing of the colour get no say.
-        ridge = 1e-3 * len(terms) * torch.eye(terms.shape[1])
+        ridge = 1e-4 * len(terms) * torch.eye(terms.shape[1])
         self._map = torch.linalg.solve(terms.T @ terms + ridge, terms.T @ colours)
 
     def webp(self, latents: torch.Tensor) -> bytes:
@@ -62,5 +63,5 @@ def _picture() -> torch.Tensor:
     picture = torch.full((1, 3, SIDE, SIDE), 0.5)
     for cells in (2, 4, 8, 16, 32):
         patches = torch.rand((1, 3, cells, cells), generator=chance) - 0.5
-        picture += interpolate(patches, (SIDE, SIDE), mode="bicubic") * 2 / cells**0.5
+        picture += interpolate(patches, (SIDE, SIDE), mode="bicubic") / cells**0.5
     return picture.clamp(0, 1)
