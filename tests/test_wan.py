@@ -41,7 +41,7 @@ from tests.videos import comment_of, frames_of
 pytestmark = pytest.mark.anyio
 
 START, END = photograph(480, 320, seed=1), photograph(300, 400, seed=2)
-SMALL = {"prompt": "a dog runs on the beach", "area": 64 * 64, "num_frames": 5, "steps": 3, "seed": 7}
+SMALL: dict[str, Any] = {"prompt": "a dog runs on the beach", "area": 64 * 64, "num_frames": 5, "steps": 3, "seed": 7}
 
 
 class Made(NamedTuple):
@@ -295,7 +295,8 @@ def test_a_preview_has_the_colours_that_the_latents_stand_for() -> None:
 async def test_offload_and_tiling_change_nothing_that_is_seen(session: Session, tiny_wan: Mapping[str, Path]) -> None:
     videos = []
     options: dict[str, Any]
-    for options in ({}, {"offload": "model", "vae_tiling": True}):
+    for number in range(2):
+        options = {"offload": "model", "vae_tiling": True} if number else {}
         pipeline = WanPipeline(tiny_wan["ti2v-5B"], "ti2v-5B", device="cpu", **options)
         async with loaded(pipeline) as lane:
             for slots in (("start",), (), ("start",)):
@@ -339,13 +340,14 @@ async def test_a_model_that_cant_be_loaded_fails_the_job_in_a_sentence(
     kind, said = await fail(WanPipeline(tmp_path / "nothing", device="cpu"))
     assert (kind, "has no model_index.json" in said) == ("ModelError", True)
     kind, said = await fail(WanPipeline(tiny_wan["ti2v-5B"], device="cpu"))
-    assert (kind, "holds ti2v-5B, not i2v-A14B." in said) == ("ModelError", True)
+    assert (kind, "'ti2v-5B' holds ti2v-5B, not i2v-A14B." in said) == ("ModelError", True)
     kind, said = await fail(WanPipeline(tiny_wan["i2v-A14B"], device="xpu"))
     assert (kind, "There is no xpu device here" in said) == ("ModelError", True)
     half = shutil.copytree(tiny_wan["i2v-A14B"], tmp_path / "half")
     shutil.rmtree(half / "vae")
     kind, said = await fail(WanPipeline(half, device="cpu"))
-    assert (kind, f"i2v-A14B can't be loaded from {half}: " in said) == ("ModelError", True)
+    assert (kind, "i2v-A14B can't be loaded from 'half': a file is missing" in said) == ("ModelError", True)
+    assert str(tmp_path) not in said  # the page shows it
 
 
 def test_what_cant_be_set_up_is_refused_at_once(tmp_path: Path) -> None:

@@ -140,7 +140,10 @@ def _pipes(folder: Path, model: WanModel, dtype: torch.dtype) -> dict[bool, Any]
             return {True: diffusers.WanImageToVideoPipeline.from_pretrained(folder, **options)}
         pipe = diffusers.WanPipeline.from_pretrained(folder, **options)
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{model.name} can't be loaded from {folder}: {error}") from error
+        raise ModelError(
+            f"{model.name} can't be loaded from {folder.absolute().name!r}: a file is missing or damaged; the log says "
+            f"which. Download the folder again."
+        ) from error
     if "start" not in model.slots:
         return {False: pipe}
     with_image = diffusers.WanImageToVideoPipeline(**pipe.components, expand_timesteps=True)
@@ -152,7 +155,7 @@ def _check_sides(folder: Path, model: WanModel, pipe: Any) -> None:
     multiple = pipe.vae_scale_factor_spatial * pipe.transformer.config.patch_size[-1]
     if (multiple, pipe.vae_scale_factor_temporal) != (model.multiple, FRAME_STRIDE):
         raise ModelError(
-            f"{folder} is not {model.name}: its videos have sides in multiples of {multiple} and "
+            f"{folder.absolute().name!r} is not {model.name}: its videos have sides in multiples of {multiple} and "
             f"{pipe.vae_scale_factor_temporal}n+1 frames, not {model.multiple} and {FRAME_STRIDE}n+1."
         )
 

@@ -219,21 +219,31 @@ def best_size(width: int, height: int, area: int, multiple: int) -> tuple[int, i
 
 
 def model_in(folder: Path) -> WanModel:
-    """Which model lies in `folder`, as diffusers stores one. `ModelError` where there is none of this family."""
-    index = folder / "model_index.json"
+    """Which model lies in `folder`, as diffusers stores one. `ModelError` where there is none of this family.
+
+    The sentence names the folder, not where it lies: it may be shown to users of the page.
+    """
+    index, name = folder / "model_index.json", folder.absolute().name
     try:
         found = msgspec.json.decode(index.read_bytes(), type=dict[str, Any])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ModelError(
-            f"{folder} is no folder of a Wan2.2 model: it has no model_index.json. It should hold what a repository "
+            f"{name!r} is no folder of a Wan2.2 model: it has no model_index.json. It should hold what a repository "
             f"such as Wan-AI/Wan2.2-I2V-A14B-Diffusers does."
         ) from error
-    except (OSError, msgspec.DecodeError) as error:
-        raise ModelError(f"{index} can't be read: {error}.") from error
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"The model_index.json of {name!r} can't be read.") from error
     kind = found.get("_class_name")
     if kind in ("WanPipeline", "WanImageToVideoPipeline"):
         if found.get("expand_timesteps"):
             return MODELS["ti2v-5B"]
         if found.get("boundary_ratio") is not None:
             return MODELS["t2v-A14B" if kind == "WanPipeline" else "i2v-A14B"]
-    raise ModelError(f"{folder} holds a {kind}, but none of the models {', '.join(MODELS)} of Wan2.2.")
+    raise ModelError(f"{name!r} holds a {kind}, but none of the models {', '.join(MODELS)} of Wan2.2.")
+
+
+def expect_model(folder: Path, name: str) -> WanModel:
+    """The model called `name`, which `folder` is to hold. `ModelError` where it holds another one, or none."""
+    if (found := model_in(folder)).name != name:
+        raise ModelError(f"{folder.absolute().name!r} holds {found.name}, not {name}.")
+    return found

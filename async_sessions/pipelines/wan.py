@@ -14,11 +14,10 @@ import anyio.from_thread
 import torch
 from msgspec.structs import asdict
 
-from async_sessions.errors import ModelError
 from async_sessions.jobs import PipelineSpec
 from async_sessions.pipelines._diffusers import LoadedWan, Offload, Prepared
 from async_sessions.pipelines._video import write_mp4
-from async_sessions.pipelines._wan import MODELS, WanModel, model_in, plan
+from async_sessions.pipelines._wan import MODELS, WanModel, expect_model, plan
 from async_sessions.renditions import to_tensor
 
 if TYPE_CHECKING:
@@ -79,9 +78,7 @@ class WanPipeline:
 
     def load(self, device: str) -> None:
         """Called in the device's thread, which is to call the rest but for `prepare` and `check`. `ModelError`."""
-        found = model_in(self._folder)
-        if found is not self.model:
-            raise ModelError(f"{self._folder} holds {found.name}, not {self.model.name}.")
+        expect_model(self._folder, self.model.name)
         self._of_thread.loaded = LoadedWan(
             self._folder, self.model, torch.device(device), self._dtype, self._offload, vae_tiling=self._vae_tiling
         )
