@@ -172,10 +172,17 @@ async def test_the_same_seed_makes_the_same_video(made: Any) -> None:
     assert (await made("i2v-A14B", "start", "end")).video == (await made("i2v-A14B", "start", "end")).video
 
 
-async def test_a_seed_of_chance_is_recorded_and_repeats_the_video(made: Any) -> None:
+async def test_a_seed_of_chance_is_recorded(made: Any) -> None:
     first, second = [await made("t2v-A14B", seed=None) for _ in range(2)]
     assert first.comment["seed"] != second.comment["seed"]
-    assert (await made("t2v-A14B", seed=first.comment["seed"])).video == first.video
+    assert differ(first, second)
+
+
+@pytest.mark.parametrize("model", ["i2v-A14B", "ti2v-5B"])
+async def test_what_is_recorded_repeats_the_video(made: Any, model: str) -> None:
+    first = await made(model, "start", seed=None, guidance_scale=4, shift=3)
+    assert first.comment.pop("model") == model
+    assert (await made(model, "start", **first.comment)).video == first.video
 
 
 async def test_a_long_prompt_in_any_script_is_recorded_whole(made: Any) -> None:
@@ -235,6 +242,22 @@ async def test_a_cancelled_job_ends_within_a_step(session: Session, tiny_wan: Ma
             await generated(lane, pipeline, ready, tell, flag)
         assert told == [1, 2]
         assert await generated(lane, pipeline, await prepared(pipeline, session, "start"))  # fit for the next one
+
+
+async def test_an_error_for_want_of_memory_comes_through_and_holds_none(
+    session: Session, tiny_wan: Mapping[str, Path]
+) -> None:
+    pipeline = WanPipeline(tiny_wan["i2v-A14B"], device="cpu")
+
+    def full(report: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    async with loaded(pipeline) as lane:
+        ready = await prepared(pipeline, session, "start")
+        with pytest.raises(torch.OutOfMemoryError) as raised:
+            await generated(lane, pipeline, ready, full)
+        assert not [entry for entry in raised.traceback if entry.name == "__call__"]  # diffusers', with its tensors
+        assert await generated(lane, pipeline, ready)
 
 
 async def test_a_cancelled_run_leaves_no_file(

@@ -99,7 +99,7 @@ class LoadedWan:
                 height=wanted.height,
                 num_frames=wanted.num_frames,
                 num_inference_steps=wanted.steps,
-                **dict(zip(("guidance_scale", "guidance_scale_2"), wanted.guidance, strict=False)),
+                **wanted.scales,
                 **{
                     name: image.to(self.device, non_blocking=True)
                     for name, image in images.items()
@@ -109,6 +109,9 @@ class LoadedWan:
                 output_type="pt",
                 callback_on_step_end=after_step,
             )
+        except torch.OutOfMemoryError as error:
+            # without its frames: they would keep what fills the memory for as long as somebody looks at the error
+            raise error.with_traceback(None) from None
         finally:
             pipe.maybe_free_model_hooks()
         video: torch.Tensor = made.frames[0]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import asdict
 
 from async_sessions.errors import InvalidRequestError, ModelError
 from async_sessions.pipelines._params import number, text, whole
@@ -23,6 +24,8 @@ FRAME_STRIDE: Final = 4  # frames of one latent frame: a video has 4n+1
 MAX_FRAMES, MAX_FPS, MAX_STEPS, MAX_GUIDANCE, MAX_SHIFT = 481, 120, 200, 30.0, 100.0
 MIN_SIDE, MAX_SIDE, MAX_AREA = 32, 2560, 1920 * 1088
 MAX_SEED: Final = 2**63 - 1
+
+GUIDANCE: Final = ("guidance_scale", "guidance_scale_2")  # parameters: of the expert for high noise, of the other one
 
 # `sample_neg_prompt` of the repository's shared configuration, which is what the models were tuned with.
 NEGATIVE: Final = (
@@ -53,14 +56,13 @@ class WanModel(msgspec.Struct, frozen=True, kw_only=True):
     def defaults(self) -> dict[str, Any]:
         """The parameters of a request, and their values unless it says otherwise."""
         width, height = self.sizes[0]
-        scales = dict(zip(("guidance_scale", "guidance_scale_2"), self.guidance, strict=False))
         return {
             "prompt": "",
             "negative_prompt": NEGATIVE,
             "seed": None,
             "steps": self.steps,
             "shift": self.shift,
-            **scales,
+            **dict(zip(GUIDANCE, self.guidance, strict=False)),
             "num_frames": self.num_frames,
             "fps": self.fps,
             "width": None,
@@ -123,6 +125,17 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     guidance: tuple[float, ...]
     seed: int | None
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """`guidance` by the names of its parameters."""
+        return dict(zip(GUIDANCE, self.guidance, strict=False))
+
+    def params(self, seed: int) -> dict[str, Any]:
+        """The parameters of a request for the very same video."""
+        found = {**asdict(self), **self.scales, "seed": seed}
+        del found["guidance"]
+        return found
+
 
 def plan(model: WanModel, images: Mapping[str, tuple[int, int]], params: Mapping[str, Any]) -> Plan:
     """`images` are the sizes of the images by role, upright; `params` are complete. Raises `InvalidRequestError`."""
@@ -136,10 +149,7 @@ def plan(model: WanModel, images: Mapping[str, tuple[int, int]], params: Mapping
         raise InvalidRequestError(
             "num_frames must be 5 or more where there is an end image: a single frame has no end."
         )
-    guidance = tuple(
-        number(name, params[name], 0, MAX_GUIDANCE)
-        for name, _ in zip(("guidance_scale", "guidance_scale_2"), model.guidance, strict=False)
-    )
+    guidance = tuple(number(name, params[name], 0, MAX_GUIDANCE) for name in GUIDANCE[: len(model.guidance)])
     if guidance[0] <= 1 < guidance[-1]:  # diffusers looks at the first to decide whether there is guidance at all
         raise InvalidRequestError(
             f"guidance_scale_2 does nothing where guidance_scale is 1 or less; set it to 1, or the other above 1, "

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 import anyio.from_thread
 import torch
-from msgspec.structs import asdict
 
 from async_sessions.jobs import PipelineSpec
 from async_sessions.pipelines._diffusers import LoadedWan, Offload, Prepared
@@ -123,7 +122,7 @@ class WanPipeline:
                 yield frame.permute(1, 2, 0).mul(255).round().to(torch.uint8).cpu().numpy()
 
         # Without the session, the job and the attempt: a file is passed on.
-        used = {**asdict(wanted), "seed": prepared.seed, "model": self.model.name}
+        used = {"model": self.model.name, **wanted.params(prepared.seed)}
         comment = json.dumps(used, ensure_ascii=False)
         size = wanted.width, wanted.height
         return {"video": write_mp4(frames(), size, wanted.fps, comment=comment, encoder=ENCODER)}
