@@ -366,11 +366,21 @@ async def test_a_model_that_cant_be_loaded_fails_the_job_in_a_sentence(
     assert (kind, "'ti2v-5B' holds ti2v-5B, not i2v-A14B." in said) == ("ModelError", True)
     kind, said = await fail(WanPipeline(tiny_wan["i2v-A14B"], device="xpu"))
     assert (kind, "There is no xpu device here" in said) == ("ModelError", True)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "transformer_2", "tokenizer"])
+async def test_a_folder_of_which_a_part_is_missing_or_damaged_fails_the_job_in_a_sentence(
+    session_store: SessionStore, session: Session, tiny_wan: Mapping[str, Path], tmp_path: Path, part: str
+) -> None:
     half = shutil.copytree(tiny_wan["i2v-A14B"], tmp_path / "half")
-    shutil.rmtree(half / "vae")
-    kind, said = await fail(WanPipeline(half, device="cpu"))
-    assert (kind, "i2v-A14B can't be loaded from 'half': a file is missing" in said) == ("ModelError", True)
-    assert str(tmp_path) not in said  # the page shows it
+    for file in (half / part).iterdir():
+        if file.suffix == ".safetensors" or file.name == "tokenizer.json":
+            file.write_bytes(file.read_bytes()[:1000])
+    damaged = await failure(session_store, session, WanPipeline(half, device="cpu"))
+    shutil.rmtree(half / part)
+    for kind, said in (damaged, await failure(session_store, session, WanPipeline(half, device="cpu"))):
+        assert (kind, "i2v-A14B can't be loaded from 'half': a file is missing" in said) == ("ModelError", True), said
+        assert str(tmp_path) not in said  # the page shows it
 
 
 def test_what_cant_be_set_up_is_refused_at_once(tmp_path: Path) -> None:

@@ -137,7 +137,11 @@ def _is_there(device: torch.device) -> bool:
 
 def _pipes(folder: Path, model: WanModel, dtype: torch.dtype) -> dict[bool, Any]:
     """The pipelines for a request without (`False`) and with (`True`) a start image, of one set of weights."""
-    options: dict[str, Any] = {"dtype": {"default": dtype, "vae": torch.float32}, "local_files_only": True}
+    options: dict[str, Any] = {
+        "dtype": {"default": dtype, "vae": torch.float32},
+        "local_files_only": True,
+        "use_safetensors": True,  # weights as a pickle are a program
+    }
     try:
         if model.slots.get("start"):
             return {True: diffusers.WanImageToVideoPipeline.from_pretrained(folder, **options)}
