@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import av
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
@@ -14,13 +14,17 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 if TYPE_CHECKING:
     import numpy as np
 
+# x264's assembly for `mbtree` weighs memory that nothing was written to: the same frames made other files each time.
+_REPEATABLE: Final = {"x264-params": "mbtree=0"}
+
 
 def write_mp4(
     frames: Iterable[np.ndarray], size: tuple[int, int], fps: int, *, comment: str, encoder: Mapping[str, str]
 ) -> Path:
     """A temporary file of `frames` (height x width x 3, uint8 RGB; `size` is width, height), the caller's to remove.
 
-    `comment` goes into the file's metadata, `encoder` to x264. What `frames` raises leaves no file behind.
+    `comment` goes into the file's metadata, `encoder` to x264. The same frames are the same file. What `frames` raises
+    leaves none behind.
     """
     handle, name = tempfile.mkstemp(prefix="async_sessions-", suffix=".mp4")
     os.close(handle)
@@ -37,7 +41,7 @@ def _write(
 ) -> None:
     with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
         container.metadata["comment"] = comment
-        stream = container.add_stream("libx264", rate=fps, options=dict(encoder))
+        stream = container.add_stream("libx264", rate=fps, options={**encoder, **_REPEATABLE})
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
         # BT.709, and tagged as such: an untagged file has other colours in every player.
