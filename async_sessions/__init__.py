@@ -6,8 +6,8 @@
         image = await session.retrieve_image("start")
 
 Optional parts have an import path of their own: `async_sessions.gradio`, `async_sessions.asgi`,
-`async_sessions.bundle`, `async_sessions.dispatch`, `async_sessions.pipelines.preview`, `async_sessions.renditions`,
-`async_sessions.testing`.
+`async_sessions.bundle`, `async_sessions.dispatch`, `async_sessions.pipelines.preview`, `async_sessions.pipelines.wan`,
+`async_sessions.renditions`, `async_sessions.testing`.
 """
 
 from async_sessions._draft import Draft
@@ -27,6 +27,7 @@ from async_sessions.errors import (
     JobFailedError,
     JobNotFoundError,
     LockTimeoutError,
+    ModelError,
     OutOfMemoryError,
     QueueFullError,
     QuotaExceededError,
@@ -87,6 +88,7 @@ __all__ = [
     "LocalBlobStore",
     "LockTimeoutError",
     "MemoryBlobStore",
+    "ModelError",
     "OutOfMemoryError",
     "OutputRecord",
     "QueueFullError",

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import socket
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import anyio
 import msgspec
@@ -18,8 +18,11 @@ from async_sessions._cli.carry import export_, import_
 from async_sessions._cli.look import ls, show, stats
 from async_sessions._cli.options import parse_period, period
 from async_sessions._cli.terminal import fail
-from async_sessions.errors import StorageError
+from async_sessions.errors import ModelError, StorageError
+from async_sessions.pipelines._wan import MODELS, expect_model, model_in
 from async_sessions.store import SessionStore, open_store
+
+WAN_NEEDS: Final = dict.fromkeys(("accelerate", "diffusers", "ftfy", "torch", "transformers"), "wan")
 
 app = typer.Typer(
     name="async-sessions",
@@ -45,6 +48,16 @@ def demo(
     config: Annotated[
         Path | None, typer.Option(help="JSON with max_age_hours, cleanup_interval_minutes, enable_cleanup_thread.")
     ] = None,
+    wan: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of a Wan2.2 model for diffusers; without it, a preview.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"What --wan holds: {', '.join(MODELS)}. Found out if left.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where it runs, such as cuda:1; a GPU if there is one.")] = None,
+    offload: Annotated[
+        str, typer.Option(help="What waits in the machine's memory: none, model or sequential.")
+    ] = "none",
 ) -> None:
     """Serve a Wan2.2-style page whose images, settings and videos survive refresh, restart and kill -9."""
     options = {} if config is None else read_config(config)
@@ -54,11 +67,21 @@ def demo(
         store = open_store(root, **options)
     except ValueError as error:
         fail(str(error))
-    _require({"gradio": "gradio", "av": "video"})
+    if wan is None and (model, device, offload) != (None, None, "none"):
+        fail("--model, --device and --offload are about the model of --wan DIR; name its folder.")
+    name = None if wan is None else _model(wan, model)
+    _require({"gradio": "gradio", "av": "video"} | ({} if wan is None else WAN_NEEDS))
     _check_address(host, port)
     anyio.run(_try, store)
+    real: dict[str, Any] = {}
+    if wan is not None and name is not None:
+        real["device"] = device or _device()
+        try:
+            real["wan"] = _wan(wan, name, device=real["device"], offload=offload)
+        except ValueError as error:
+            fail(str(error))
     page = importlib.import_module("async_sessions.demo")
-    page.serve(store, host=host, port=port)
+    page.serve(store, host=host, port=port, **real)
 
 
 class _OldSession(msgspec.Struct, forbid_unknown_fields=True):
@@ -93,8 +116,26 @@ async def _try(store: SessionStore) -> None:
         fail(str(error))
 
 
+def _model(folder: Path, name: str | None) -> str:
+    """The name of the model in `folder`, which is `name` where that is given."""
+    if name is not None and name not in MODELS:
+        fail(f"--model is one of {', '.join(MODELS)}; not {name!r}.")
+    try:
+        return (model_in(folder.expanduser()) if name is None else expect_model(folder.expanduser(), name)).name
+    except ModelError as error:
+        fail(str(error))
+
+
+def _device() -> str:
+    return "cuda" if importlib.import_module("torch").cuda.is_available() else "cpu"
+
+
+def _wan(folder: Path, name: str, **options: Any) -> Any:
+    return importlib.import_module("async_sessions.pipelines.wan").WanPipeline(folder, name, **options)
+
+
 def _require(modules: dict[str, str]) -> None:
-    missing = [extra for module, extra in modules.items() if importlib.util.find_spec(module) is None]
+    missing = dict.fromkeys(extra for module, extra in modules.items() if importlib.util.find_spec(module) is None)
     if missing:
         fail(f"The demo needs more than is installed: pip install 'async-sessions[{','.join(missing)}]'")
 

@@ -1,6 +1,6 @@
 """The demo page: a Wan2.2-style image-to-video app whose images, settings and runs are kept.
 
-It runs without weights: the preview pipeline stands in for each model.
+It runs without weights: the preview pipeline stands in for each model that there are none of.
 """
 
 from __future__ import annotations
@@ -8,44 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import gradio as gr
-import msgspec
 
 from async_sessions.dispatch.local import LocalDispatcher
 from async_sessions.gradio import GradioSessions
+from async_sessions.pipelines._wan import MODELS
 from async_sessions.pipelines.preview import PreviewPipeline
 
 if TYPE_CHECKING:
+    from async_sessions.jobs import Pipeline
+    from async_sessions.pipelines._wan import WanModel
     from async_sessions.store import SessionStore
 
 
-class Model(msgspec.Struct, frozen=True):
-    """A model of the Wan2.2 family: its images (and whether it needs them), frames a second, steps, sizes."""
-
-    name: str
-    slots: dict[str, bool]
-    fps: int
-    steps: int
-    sizes: tuple[tuple[int, int], ...]
-
-    @property
-    def resolutions(self) -> list[tuple[str, int]]:
-        """Labels with the area in pixels; the video has the shape of its start image."""
-        return [(f"{width} × {height}{note}", width * height) for (width, height), note in self._noted()]  # noqa: RUF001
-
-    def _noted(self) -> list[tuple[tuple[int, int], str]]:
-        return [(QUICK, " · quick"), *((size, "") for size in self.sizes)]
-
-
 QUICK: Final = (416, 240)
-MODELS: Final = {
-    model.name: model
-    for model in (
-        Model("t2v-A14B", {}, 16, 40, ((832, 480), (1280, 720))),
-        Model("i2v-A14B", {"start": True, "end": False}, 16, 40, ((832, 480), (1280, 720))),
-        Model("ti2v-5B", {"start": False}, 24, 50, ((1280, 704),)),
-    )
-}
-DEFAULT: Final = MODELS["i2v-A14B"]
+DEFAULT: Final = "i2v-A14B"
 # no webcam: a picture that is taken there fires no `upload`
 IMAGE: Final[dict[str, Any]] = {
     "type": "filepath",
@@ -55,53 +31,77 @@ IMAGE: Final[dict[str, Any]] = {
 }
 FRAMES: Final = 49  # about three seconds of video, made in a few seconds on two cores
 
-INTRODUCTION = """
+INTRODUCTION: Final = """
 # async_sessions
 Images, settings and runs that are still here after a refresh, in a second tab, after a restart.
 
-*Without weights: the preview pipeline, which is no model, renders for every model.*
 """
+WITHOUT: Final = "*Without weights: the preview pipeline, which is no model, renders for every model.*"
+WITH: Final = "*{model} is the model itself; the preview pipeline, which is no model, renders for the others.*"
 CSS: Final = ".gradio-container {max-width: 1200px !important; width: 100% !important; margin: auto !important}"
 
 
-def build_demo(store: SessionStore) -> tuple[gr.Blocks, GradioSessions]:
-    """The page, and what `launch`es it. The store is entered and left with the page."""
-    pipelines = [PreviewPipeline(each.name, slots=each.slots, defaults={"fps": each.fps}) for each in MODELS.values()]
-    sessions = GradioSessions(store, dispatcher=LocalDispatcher(store, pipelines))
+def build_demo(
+    store: SessionStore, *, wan: Pipeline | None = None, device: str = "cpu"
+) -> tuple[gr.Blocks, GradioSessions]:
+    """The page, and what `launch`es it. The store is entered and left with the page.
+
+    `wan` is the pipeline of a model, which renders on `device` under its own name.
+    """
+    real = {} if wan is None else {wan.spec.name: wan}
+    pipelines = [
+        real.get(each.name) or PreviewPipeline(each.name, slots=each.slots, defaults={"fps": each.fps})
+        for each in MODELS.values()
+    ]
+    devices = dict.fromkeys([device, "cpu"])
+    sessions = GradioSessions(store, dispatcher=LocalDispatcher(store, pipelines, devices=list(devices)))
     with gr.Blocks(title="async_sessions", delete_cache=(3600, 24 * 3600), analytics_enabled=False) as demo:
-        gr.Markdown(INTRODUCTION)
+        gr.Markdown(INTRODUCTION + "\n" + (WITH.format(model=wan.spec.name) if wan else WITHOUT))
         with gr.Tabs():
             with gr.Tab("Generate"):
-                _generate_tab(sessions)
+                _generate_tab(sessions, MODELS[wan.spec.name if wan else DEFAULT])
             with gr.Tab("Your session"):
                 sessions.panel()
     return demo, sessions
 
 
-def serve(store: SessionStore, *, host: str = "127.0.0.1", port: int = 7860) -> None:
+def serve(
+    store: SessionStore,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    wan: Pipeline | None = None,
+    device: str = "cpu",
+) -> None:
     """Serve the page until Ctrl-C or SIGTERM."""
-    demo, sessions = build_demo(store)
+    demo, sessions = build_demo(store, wan=wan, device=device)
     sessions.launch(demo, server_name=host, server_port=port, css=CSS, footer_links=[])
 
 
-def _generate_tab(sessions: GradioSessions) -> None:
+def resolutions(model: WanModel) -> list[tuple[str, int]]:
+    """Labels with the area in pixels, the smallest first; the video has the shape of its start image."""
+    sizes = [(QUICK, " · quick"), *((size, "") for size in reversed(model.sizes))]
+    return [(f"{width} × {height}{note}", width * height) for (width, height), note in sizes]  # noqa: RUF001
+
+
+def _generate_tab(sessions: GradioSessions, default: WanModel) -> None:
     with gr.Row():
         with gr.Column():
-            model = gr.Radio(list(MODELS), value=DEFAULT.name, label="Model", elem_id="model")
+            model = gr.Radio(list(MODELS), value=default.name, label="Model", elem_id="model")
             prompt = gr.Textbox(label="Prompt", lines=2, placeholder="What happens in the video?", elem_id="prompt")
             with gr.Row():
-                start = gr.Image(label="Start image", elem_id="start", **IMAGE)
-                end = gr.Image(label="End image (optional)", elem_id="end", **IMAGE)
+                start = gr.Image(label="Start image", elem_id="start", visible="start" in default.slots, **IMAGE)
+                end = gr.Image(label="End image (optional)", elem_id="end", visible="end" in default.slots, **IMAGE)
             resolution = gr.Radio(
-                DEFAULT.resolutions,
-                value=DEFAULT.resolutions[1][1],
+                resolutions(default),
+                value=resolutions(default)[1][1],
                 label="Resolution",
                 info="The video takes the shape of the start image.",
                 elem_id="resolution",
             )
             with gr.Row():
                 frames = gr.Slider(17, 121, FRAMES, step=4, label="Frames", elem_id="frames")
-                steps = gr.Slider(1, 60, DEFAULT.steps, step=1, label="Steps", elem_id="steps")
+                steps = gr.Slider(1, 60, default.steps, step=1, label="Steps", elem_id="steps")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
         with gr.Column():
             video = gr.Video(label="Video", interactive=False, height=420, elem_id="video")
@@ -111,8 +111,8 @@ def _generate_tab(sessions: GradioSessions) -> None:
                 cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
 
     def for_model(name: str, area: int) -> list[Any]:
-        chosen = MODELS.get(name, DEFAULT)
-        choices = chosen.resolutions
+        chosen = MODELS.get(name, default)
+        choices = resolutions(chosen)
         value: dict[str, Any] = {} if area in dict(choices).values() else {"value": choices[1][1]}
         return [
             gr.update(visible="start" in chosen.slots),

@@ -104,6 +104,10 @@ class UnknownPipelineError(DispatchError, LookupError):
     """The dispatcher has no pipeline of that name."""
 
 
+class ModelError(DispatchError):
+    """A pipeline's model can't be loaded: its folder, its files or its device are not what it needs."""
+
+
 class InvalidRequestError(DispatchError, ValueError):
     """The request does not fit its pipeline: a required image is missing, or a parameter is not accepted."""
 

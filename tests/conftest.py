@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -39,3 +40,11 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"skipped where no skip is allowed: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny Wan2.2 models by name; see `tests.wan`, which takes seconds to import."""
+    from tests.wan import save_tiny_models
+
+    return save_tiny_models(tmp_path_factory.mktemp("wan"))

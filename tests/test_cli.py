@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def run(*arguments: str | Path, without: tuple[str, ...] = ()) -> subprocess.Com
 def test_help_names_the_options_of_the_demo() -> None:
     done = run("demo", "--help")
     assert done.returncode == 0
-    for option in ("--port", "--root", "--ttl", "--config"):
+    for option in ("--port", "--root", "--ttl", "--config", "--wan", "--model", "--device", "--offload"):
         assert option in done.stdout
 
 
@@ -110,6 +111,42 @@ def test_a_root_that_is_unsafe_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "chmod 700" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def wan_folder(path: Path) -> Path:
+    """All that is looked at before the page is served."""
+    path.mkdir()
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", "expand_timesteps": True}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--wan", "nothing"), "'nothing' is no folder of a Wan2.2 model: it has no model_index.json."),
+        (("--wan", "model", "--model", "i2v-A14B"), "'model' holds ti2v-5B, not i2v-A14B."),
+        (("--wan", "model", "--model", "i2v"), "--model is one of t2v-A14B, i2v-A14B, ti2v-5B; not 'i2v'."),
+        (("--wan", "model", "--device", "cpu", "--offload", "sequential"), "nowhere to offload to."),
+        (("--offload", "model"), "name its folder."),
+    ],
+)
+def test_a_model_that_cant_be_served_is_one_sentence(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    wan_folder(tmp_path / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    named = [tmp_path / each if before == "--wan" else each for before, each in pairwise(["", *arguments])]
+    done = run("demo", "--root", tmp_path / "sessions", "--port", str(port), *named)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len([line for line in done.stderr.splitlines() if "transformers" not in line]) == 1
+
+
+@pytest.mark.parametrize("module", ["torch", "diffusers", "transformers", "accelerate", "ftfy"])
+def test_a_model_without_its_libraries_is_one_sentence(module: str, tmp_path: Path) -> None:
+    done = run("demo", "--wan", wan_folder(tmp_path / "model"), "--root", tmp_path / "sessions", without=(module,))
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["The demo needs more than is installed: pip install 'async-sessions[wan]'"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,11 +8,16 @@ import av
 import pytest
 
 from async_sessions import open_store
-from async_sessions.demo import MODELS, build_demo
+from async_sessions.demo import build_demo
+from async_sessions.pipelines._wan import MODELS
+from async_sessions.pipelines.wan import WanPipeline
 from tests.images import rgba_png
 from tests.pages import Page
+from tests.videos import comment_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import gradio as gr
     from blockbuster import BlockBuster
 
@@ -76,3 +82,27 @@ async def test_every_model_makes_a_video_at_its_own_speed(built: tuple[gr.Blocks
             with av.open(page.shows(part(demo, "video")), "r") as video:
                 stream = video.streams.video[0]
                 assert (stream.average_rate, stream.frames) == (model.fps, 17)
+
+
+async def test_a_model_that_is_there_takes_the_place_of_its_preview(
+    blockbuster: BlockBuster, tiny_wan: Mapping[str, Path], cache: Path
+) -> None:
+    blockbuster.deactivate()
+    wan = WanPipeline(tiny_wan["i2v-A14B"], device="cpu")
+    demo, sessions = build_demo(open_store("memory://", cleanup_interval=None), wan=wan)
+    blockbuster.activate()
+    photo = cache / "upload" / "photo.png"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(rgba_png(64, 48))
+    page = Page(demo, {})
+    assert page.shows(part(demo, "model")) == "i2v-A14B"
+    async with sessions.launch_options()["app_kwargs"]["lifespan"](None):
+        for slot in ("start", "end"):
+            page.values[part(demo, slot)._id] = {"path": str(photo), "orig_name": "photo.png"}
+        entered = {"frames": 17, "resolution": 64 * 48, "steps": 2, "seed": None, "prompt": "a dog"}
+        for control, value in entered.items():
+            page.values[part(demo, control)._id] = value
+        await page.fire(part(demo, "generate"), "click")
+        made = json.loads(comment_of(page.shows(part(demo, "video"))))
+    assert (made["model"], made["prompt"], made["steps"], made["num_frames"]) == ("i2v-A14B", "a dog", 2, 17)
+    assert isinstance(made["seed"], int)

@@ -17,6 +17,7 @@ from async_sessions import JobFailedError, Session, SessionStore
 from async_sessions.dispatch import LocalDispatcher
 from async_sessions.jobs import PipelineSpec, Progress
 from async_sessions.pipelines.preview import PreviewPipeline
+from tests.videos import frames_of
 
 pytestmark = pytest.mark.anyio
 
@@ -46,12 +47,6 @@ async def video_of(
     output = (await job.result())["video"]
     assert output.media_type == "video/mp4"
     return b"".join([chunk async for chunk in session.stream_output(output)]), steps
-
-
-def frames_of(video: bytes, path: Path) -> list[np.ndarray]:
-    path.write_bytes(video)
-    with av.open(path) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def difference(frame: np.ndarray, image: Image.Image) -> float:

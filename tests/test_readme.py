@@ -6,9 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+from tests.images import photo_path
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -49,6 +52,15 @@ def test_the_quickstart_makes_a_video(tmp_path: Path) -> None:
     shown = run(tmp_path, ROOT / "examples" / "quickstart.py", "sessions")
     assert "Succeeded" in shown
     assert (tmp_path / "sessions.mp4").read_bytes()[4:8] == b"ftyp"
+
+
+def test_a_photograph_becomes_a_video_of_wan(tmp_path: Path, tiny_wan: Mapping[str, Path]) -> None:
+    values = ("area=4096", "num_frames=5", "steps=2")
+    shown = run(
+        tmp_path, ROOT / "examples" / "wan.py", tiny_wan["i2v-A14B"], photo_path("coffee.png"), "steam", *values
+    )
+    assert shown.splitlines()[-1] == "coffee.mp4"
+    assert (tmp_path / "coffee.mp4").read_bytes()[4:8] == b"ftyp"
 
 
 def test_the_readme_names_the_files_that_there_are() -> None:

@@ -9,21 +9,17 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio.from_thread
-import av
 import msgspec
 import numpy as np
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from PIL import Image
 
-from async_sessions.errors import InvalidRequestError
 from async_sessions.jobs import PipelineSpec
+from async_sessions.pipelines._params import whole
+from async_sessions.pipelines._video import write_mp4
 from async_sessions.renditions import fit
 
 if TYPE_CHECKING:
@@ -95,32 +91,13 @@ class PreviewPipeline:
         return Scene(start=start, end=end, colours=_colours(params), size=size, frames=frames, fps=fps)
 
     def generate(self, prepared: Scene, params: Mapping[str, Any], context: JobContext) -> Mapping[str, Output]:
-        handle, name = tempfile.mkstemp(prefix="preview-", suffix=".mp4")
-        os.close(handle)
-        try:
-            _encode(Path(name), prepared, context)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        return {"video": Path(name)}
+        def drawn() -> Iterator[np.ndarray]:
+            for number, image in enumerate(_frames(prepared), start=1):
+                context.raise_if_cancelled()
+                yield np.asarray(image)
+                context.report(number, prepared.frames)
 
-
-def _encode(path: Path, scene: Scene, context: JobContext) -> None:
-    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        container.metadata["comment"] = COMMENT
-        stream = container.add_stream("libx264", rate=scene.fps, options=ENCODER)
-        stream.width, stream.height = scene.size
-        stream.pix_fmt = "yuv420p"
-        # BT.709, and tagged as such: an untagged file has other colours in every player.
-        stream.color_range, stream.colorspace = ColorRange.MPEG, Colorspace.ITU709
-        stream.color_primaries, stream.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        for number, image in enumerate(_frames(scene), start=1):
-            context.raise_if_cancelled()
-            frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-            container.mux(stream.encode(frame))
-            context.report(number, scene.frames)
-        container.mux(stream.encode(None))
+        return {"video": write_mp4(drawn(), prepared.size, prepared.fps, comment=COMMENT, encoder=ENCODER)}
 
 
 def _frames(scene: Scene) -> Iterator[Image.Image]:
@@ -191,8 +168,4 @@ def _side(length: float) -> int:
 
 
 def _integer(params: Mapping[str, Any], name: str, least: int, most: int) -> int:
-    value = params.get(name, DEFAULTS.get(name))
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
-    if not whole or not least <= value <= most:
-        raise InvalidRequestError(f"{name} must be a whole number from {least} to {most}, not {value!r}.")
-    return int(value)
+    return whole(name, params.get(name, DEFAULTS.get(name)), least, most)
