@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 
 _MADE: Final = "#"  # in no blob's name
-_MAPPED: Final = 32 * MIB  # what is as large is in no heap: glibc's DEFAULT_MMAP_THRESHOLD_MAX
+# What is as large is not worth the copy. It comes from the heaps, too: Pillow allocates it in blocks of 16 MiB.
+_LARGE: Final = 32 * MIB
 
 
 def name_of_rendition(blob: str, *how: object) -> str:
@@ -81,7 +82,9 @@ class ImageCache:
         self.misses = 0
 
     def close(self) -> None:
+        """Let go of all images: who still has a session of the store should not hold them."""
         self._keeper.shutdown(wait=False)
+        self._images.clear()
 
     @property
     def size(self) -> int:
@@ -98,7 +101,7 @@ class ImageCache:
         Each thread allocates from a heap of its own, which gives back no more than what is free at its end. An image
         that stays where it was decoded holds all that was freed there before it: three times what the cache is to take.
         """
-        if not decoded_size(image) < min(_MAPPED, self._images.maxsize + 1):
+        if not decoded_size(image) < min(_LARGE, self._images.maxsize + 1):
             return image
         try:
             return self._keeper.submit(image.copy).result()

@@ -214,3 +214,11 @@ async def test_what_a_deleted_blob_held_in_the_cache_is_let_go(tmp_path: Path) -
         assert await cached() == 1
         await deleted.delete()
         assert await cached() == 0
+
+
+async def test_a_store_that_was_left_holds_no_pixels() -> None:
+    async with open_store("memory://", cleanup_interval=None) as store:
+        await (await store.create_session()).store_image(Image.new("RGB", (10, 10)), "start")
+        cache = store._context().cache
+        assert cache.size == 400
+    assert cache.size == 0
