@@ -26,6 +26,10 @@ def name_of_rendition(blob: str, *how: object) -> str:
     return f"{blob}{_MADE}{how!r}"
 
 
+def _blob_of(name: str) -> str:
+    return name.partition(_MADE)[0]
+
+
 def decoded_size(image: Image.Image) -> int:
     """Bytes that the pixels take; Pillow keeps most modes at four bytes a pixel."""
     return image.width * image.height * 4
@@ -54,11 +58,11 @@ class _Images(LRUCache[str, "Image.Image"]):
 
     def __setitem__(self, name: str, image: Image.Image) -> None:
         super().__setitem__(name, image)
-        self._names.setdefault(name.partition(_MADE)[0], set()).add(name)
+        self._names.setdefault(_blob_of(name), set()).add(name)
 
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
-        blob = name.partition(_MADE)[0]
+        blob = _blob_of(name)
         self._names[blob].discard(name)
         if not self._names[blob]:
             del self._names[blob]
@@ -114,9 +118,11 @@ class ImageCache:
             self._images[blob] = image
 
     def drop(self, blob: str) -> None:
-        """Forget an image whose blob is deleted, and what was made of it."""
+        """Forget an image whose blob is deleted, and what was made of it; what is being loaded is not kept."""
         for name in self._images.names_of(blob):
             del self._images[name]
+        for name in [name for name in self._loading if _blob_of(name) == blob]:
+            self._loading.pop(name, None)
 
     def __contains__(self, blob: str) -> bool:
         return blob in self._images
@@ -144,5 +150,6 @@ class ImageCache:
                 return image
             self.misses += 1
             image = await load()
-            self.put(blob, image)
+            if self._loading.get(blob) is loading:  # else it was dropped meanwhile
+                self.put(blob, image)
             return image
