@@ -36,7 +36,7 @@ COMMANDS = (
     ("cleanup",),
     ("verify",),
     ("verify", "--repair"),
-    ("export", "0" * 32, "/dev/null"),
+    ("export", "0" * 32, "session.zip"),
 )
 
 
