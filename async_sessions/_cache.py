@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 
 _MADE: Final = "#"  # in no blob's name
-_MAPPED: Final = 32 * MIB  # what is as large is in no heap: glibc's DEFAULT_MMAP_THRESHOLD_MAX
+# What is as large is not worth the copy. It comes from the heaps, too: Pillow allocates it in blocks of 16 MiB.
+_LARGE: Final = 32 * MIB
 
 
 def name_of_rendition(blob: str, *how: object) -> str:
     """The name under which an image is cached that was made from `blob`."""
     return f"{blob}{_MADE}{how!r}"
+
+
+def _blob_of(name: str) -> str:
+    return name.partition(_MADE)[0]
 
 
 def decoded_size(image: Image.Image) -> int:
@@ -53,11 +58,11 @@ class _Images(LRUCache[str, "Image.Image"]):
 
     def __setitem__(self, name: str, image: Image.Image) -> None:
         super().__setitem__(name, image)
-        self._names.setdefault(name.partition(_MADE)[0], set()).add(name)
+        self._names.setdefault(_blob_of(name), set()).add(name)
 
     def __delitem__(self, name: str) -> None:
         super().__delitem__(name)
-        blob = name.partition(_MADE)[0]
+        blob = _blob_of(name)
         self._names[blob].discard(name)
         if not self._names[blob]:
             del self._names[blob]
@@ -81,7 +86,9 @@ class ImageCache:
         self.misses = 0
 
     def close(self) -> None:
+        """Let go of all images: who still has a session of the store should not hold them."""
         self._keeper.shutdown(wait=False)
+        self._images.clear()
 
     @property
     def size(self) -> int:
@@ -98,7 +105,7 @@ class ImageCache:
         Each thread allocates from a heap of its own, which gives back no more than what is free at its end. An image
         that stays where it was decoded holds all that was freed there before it: three times what the cache is to take.
         """
-        if not decoded_size(image) < min(_MAPPED, self._images.maxsize + 1):
+        if not decoded_size(image) < min(_LARGE, self._images.maxsize + 1):
             return image
         try:
             return self._keeper.submit(image.copy).result()
@@ -111,9 +118,11 @@ class ImageCache:
             self._images[blob] = image
 
     def drop(self, blob: str) -> None:
-        """Forget an image whose blob is deleted, and what was made of it."""
+        """Forget an image whose blob is deleted, and what was made of it; what is being loaded is not kept."""
         for name in self._images.names_of(blob):
             del self._images[name]
+        for name in [name for name in self._loading if _blob_of(name) == blob]:
+            self._loading.pop(name, None)
 
     def __contains__(self, blob: str) -> bool:
         return blob in self._images
@@ -141,5 +150,6 @@ class ImageCache:
                 return image
             self.misses += 1
             image = await load()
-            self.put(blob, image)
+            if self._loading.get(blob) is loading:  # else it was dropped meanwhile
+                self.put(blob, image)
             return image

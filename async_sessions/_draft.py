@@ -6,22 +6,25 @@ import logging
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
+import msgspec
 from msgspec.structs import replace
 
 from async_sessions import _keys
 from async_sessions._ingest import ImageSource, ingest
 from async_sessions._life import Life, new_record
 from async_sessions._quota import check_size
-from async_sessions.errors import SessionNotFoundError, StorageError, StoreClosedError
-from async_sessions.records import JSON, ImageRecord, JobInfo, Limits, OutputRecord, check_state
+from async_sessions.errors import QuotaExceededError, SessionNotFoundError, StorageError, StoreClosedError
+from async_sessions.records import JSON, KIB, ImageRecord, JobInfo, Limits, OutputRecord, check_state
 from async_sessions.session import Session
 
 if TYPE_CHECKING:
     from async_sessions._context import StoreContext
     from async_sessions._manifest import Manifest
+
+_MAX_ENTRY: Final = 128 * KIB  # twice what a job's parameters may take
 
 _logger = logging.getLogger("async_sessions")
 
@@ -95,8 +98,16 @@ class Draft:
         return record
 
     def add_job(self, job: JobInfo) -> None:
-        """Add the entry of a job that is over; what it names was stored here."""
+        """Add the entry of a job that is over; what it names was stored here.
+
+        `QuotaExceededError` where those are more than a session remembers, or where one is larger than a job can be
+        that was submitted: the manifest is read at every step, and what it costs is paid by all.
+        """
         self._jobs[job.id] = job
+        if len(self._jobs) > (most := self._context.limits.keep_jobs):
+            raise QuotaExceededError(f"This store remembers {most} jobs of a session. Leave the others out.")
+        if len(msgspec.json.encode(job)) > _MAX_ENTRY:
+            raise QuotaExceededError(f"A job's entry may take {_MAX_ENTRY:,} bytes as JSON. Leave that job out.")
 
     async def commit(self) -> Session:
         """Begin: from now on the session is there, whole."""

@@ -15,7 +15,7 @@ from async_sessions import _keys, _manifest
 from async_sessions._manifest import Manifest
 from async_sessions._tasks import Order, Orders
 from async_sessions.blobs.base import BlobStore, Expect
-from async_sessions.errors import VersionConflictError
+from async_sessions.errors import StorageFullError, VersionConflictError
 
 T = TypeVar("T")
 
@@ -101,11 +101,20 @@ class Manifests:
         return Edit(before, after)
 
     async def write(self, manifest: Manifest, version: str | None, *, used: bool = True) -> Manifest:
-        """Write, sealed, over exactly `version`, or where there is none; else `VersionConflictError`."""
+        """Write, sealed, over exactly `version`, or where there is none; else `VersionConflictError`.
+
+        Where there is no room for a tombstone the manifest is deleted at once, so that room can be made. What a crash
+        leaves then are orphans.
+        """
         manifest = manifest.sealed(_keys.new_revision(), self._clock(), used=used)
         data = await self.code(partial(_manifest.encode, manifest))
         expect = Expect.ABSENT if version is None else version
-        await self._blobs.put(_keys.manifest(manifest.key), data, expect=expect)
+        try:
+            await self._blobs.put(_keys.manifest(manifest.key), data, expect=expect)
+        except StorageFullError:
+            if not manifest.buried:
+                raise
+            await self._blobs.delete(_keys.manifest(manifest.key), expect=expect)
         return manifest
 
     async def bury(self, manifest: Manifest, version: str) -> None:

@@ -24,8 +24,11 @@ class Reckoning:
         self.lasting = lasting
         self.times_set = 0
         self._last = clock(), self.steady()
-        self._set_by = timedelta()
-        self._until = 0.0
+        self._jumps: list[tuple[timedelta, float]] = []  # that are in doubt: by how much, and until when
+
+    @property
+    def _set_by(self) -> timedelta:
+        return sum((by for by, _ in self._jumps), timedelta())
 
     def earliest(self) -> datetime:
         wall = self._look()
@@ -39,11 +42,15 @@ class Reckoning:
         wall, steady = self._clock(), self.steady()
         last, self._last = self._last, (wall, steady)
         ahead = (wall - last[0]) - timedelta(seconds=steady - last[1])
+        self._jumps = [(by, until) for by, until in self._jumps if steady < until]
         if abs(ahead) > self._tolerance:
-            together = self._set_by + ahead
-            self._set_by = together if abs(together) > self._tolerance else timedelta()  # set back to the truth
-            self._until = steady + self.lasting.total_seconds()
             self.times_set += 1
-        if self._set_by and steady >= self._until:
-            self._set_by = timedelta()
+            until = steady + self.lasting.total_seconds()
+            together = self._set_by + ahead
+            if abs(together) <= self._tolerance:  # set back to the truth
+                self._jumps = []
+            elif self._jumps and (ahead > timedelta()) != (self._set_by > timedelta()):  # set back in part
+                self._jumps = [(together, until)]
+            else:  # each for a time of its own: a machine that sleeps every night is set every morning
+                self._jumps.append((ahead, until))
         return wall

@@ -85,6 +85,9 @@ def _open(source: BundleSource) -> IO[bytes]:
 def _create(path: Path, target: Path) -> IO[bytes]:
     if target.is_dir():  # whose place a file can't take: better said before all of it is written
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(target.lstat().st_mode):  # root would put a file in the place of /dev/null
+            raise OSError(errno.EINVAL, "it is no regular file")
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 

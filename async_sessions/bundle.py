@@ -49,7 +49,10 @@ MAX_FILES: Final = 2000  # with the manifest
 
 
 async def export_session(session: Session, target: Path, *, jobs: bool = False) -> None:
-    """Write a bundle to `target`, whole or not at all; a file that was there is replaced. See `stream_session`."""
+    """Write a bundle to `target`, whole or not at all; a file that was there is replaced. See `stream_session`.
+
+    A link or a device in its place stays, and is a `StorageError`.
+    """
     async with written(target) as write, aclosing(stream_session(session, jobs=jobs)) as chunks:
         async for chunk in chunks:
             await write(chunk)

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 
-from async_sessions import BlobStore, MemoryBlobStore, SessionStore, StorageFullError
+from async_sessions import BlobStore, MemoryBlobStore, SessionStore, StorageError, StorageFullError
 from async_sessions.testing.faults import Operation, WrappedBlobStore
 
 
@@ -18,6 +18,7 @@ class FaultyBlobStore(WrappedBlobStore):
     def __init__(self) -> None:
         super().__init__(MemoryBlobStore())
         self.full_for: Callable[[str], bool] = lambda key: False
+        self.error: type[StorageError] = StorageFullError  # of the puts that fail
         self.before_put: Callable[[str], anyio.Event | None] = lambda key: None
         self.before_get: Callable[[str], anyio.Event | None] = lambda key: None
         self.putting = anyio.Event()
@@ -34,7 +35,7 @@ class FaultyBlobStore(WrappedBlobStore):
                 await gate.wait()
         await anyio.lowlevel.checkpoint()
         if operation == "put" and self.full_for(key):
-            raise StorageFullError("No room is left.")
+            raise self.error("No room is left.")
         yield
 
 

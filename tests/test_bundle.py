@@ -375,6 +375,18 @@ async def test_a_folder_is_no_target_and_that_is_said_before_anything_is_read(ta
     assert not counting.calls
 
 
+async def test_what_is_no_file_is_no_target_and_stays(session: Session, tmp_path: Path) -> None:
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe)  # as /dev/null would be
+    file.write_bytes(b"x")
+    link.symlink_to(file)
+    for target in (pipe, link):
+        with pytest.raises(StorageError, match="no regular file"):
+            await export_session(session, target)
+    assert (pipe.is_fifo(), link.is_symlink(), file.read_bytes()) == (True, True, b"x")
+    assert list(tmp_path.glob(".*.part")) == []
+
+
 async def test_an_export_whose_folder_can_not_be_synced_says_that_it_is_there(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

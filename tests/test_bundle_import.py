@@ -527,6 +527,26 @@ async def test_a_store_takes_no_slots_state_or_images_beyond_its_own_limits() ->
         assert await keys_of(store.blobs) == set()
 
 
+START = {"start": "images/start.png"}
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        {f"{number:016x}": job(inputs=START)["0" * 16] for number in range(21)},
+        job(inputs=START, params={"x": [1] * 100_000}),
+        job(inputs={f"role{number}": START["start"] for number in range(5000)}),
+    ],
+    ids=["many", "parameters", "roles"],
+)
+async def test_no_import_makes_a_session_of_which_every_read_costs_all_others(
+    jobs: dict[str, Any], session_store: SessionStore
+) -> None:
+    with pytest.raises(QuotaExceededError, match="Leave"):
+        await import_session(session_store, red(manifest(jobs=jobs)))
+    assert await keys_of(session_store.blobs) == set()
+
+
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "C:\\x.png", "a\nb\x1b[31m.png", "n" * 500])
 async def test_a_source_name_is_made_harmless(name: str, session_store: SessionStore) -> None:
     packed = red(manifest(files={"images/start.png": described(PNG, name=name)}))

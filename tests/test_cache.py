@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -10,10 +13,11 @@ import anyio.to_thread
 import pytest
 from PIL import Image, ImageDraw
 
-from async_sessions import open_store
+from async_sessions import CorruptBlobError, MemoryBlobStore, open_store
 from async_sessions._cache import ImageCache, view
 from async_sessions.testing.cancellation import Run, cancel_everywhere
 from async_sessions.testing.clock import FrozenClock
+from async_sessions.testing.faults import Operation, WrappedBlobStore
 
 pytestmark = pytest.mark.anyio
 
@@ -214,3 +218,45 @@ async def test_what_a_deleted_blob_held_in_the_cache_is_let_go(tmp_path: Path) -
         assert await cached() == 1
         await deleted.delete()
         assert await cached() == 0
+
+
+async def test_a_store_that_was_left_holds_no_pixels() -> None:
+    async with open_store("memory://", cleanup_interval=None) as store:
+        await (await store.create_session()).store_image(Image.new("RGB", (10, 10)), "start")
+        cache = store._context().cache
+        assert cache.size == 400
+    assert cache.size == 0
+
+
+class SlowToTell(WrappedBlobStore):
+    """Has read what it is asked for, but does not tell before the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryBlobStore())
+        self.has_read, self.tell = anyio.Event(), anyio.Event()
+
+    @asynccontextmanager
+    async def around(self, operation: Operation, key: str) -> AsyncGenerator[None]:
+        yield
+        if operation == "get" and key.startswith("blobs/"):
+            self.has_read.set()
+            await self.tell.wait()
+
+
+@pytest.mark.parametrize("rendition", [False, True])
+async def test_an_image_that_is_cleared_for_good_while_it_is_loaded_is_not_kept(rendition: bool) -> None:
+    blobs = SlowToTell()
+    async with open_store(blobs.inner, cleanup_interval=None) as store:
+        session = await store.create_session()
+        record = await session.store_image(Image.new("RGB", (10, 10)), "start")
+    async with open_store(blobs, cleanup_interval=None) as store:
+        session = await store.open_by_key(session.key)
+        image = await session.read_record(record)
+        async with anyio.create_task_group() as group:
+            group.start_soon(partial(image.rendition, (5, 5)) if rendition else image.image)
+            await blobs.has_read.wait()
+            await session.clear_all_images()
+            blobs.tell.set()
+        assert (await store.stats()).cache.bytes == 0
+        with pytest.raises(CorruptBlobError):
+            await image.image()

@@ -36,7 +36,7 @@ COMMANDS = (
     ("cleanup",),
     ("verify",),
     ("verify", "--repair"),
-    ("export", "0" * 32, "/dev/null"),
+    ("export", "0" * 32, "session.zip"),
 )
 
 
@@ -284,6 +284,8 @@ def test_only_an_import_that_is_asked_for_it_shows_the_id(root: Path, session: S
 
 def test_what_is_no_bundle_is_one_sentence(root: Path, session: Session, tmp_path: Path) -> None:
     too_deep = "/tmp" + 3000 * "/x"
+    link = tmp_path / "stdout"
+    link.symlink_to("/dev/null")
     (tmp_path / "text.zip").write_bytes(b"no ZIP")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_bytes(b"x")
@@ -292,7 +294,7 @@ def test_what_is_no_bundle_is_one_sentence(root: Path, session: Session, tmp_pat
         ("import", tmp_path / "missing.zip", "--root", root),
         ("import", tmp_path / "text.zip", "--root", tmp_path / "taken"),
         ("export", session.key, tmp_path / "missing" / "session.zip", "--root", root),
-        *(("export", session.key, target, "--root", root) for target in ("/", ".", "", tmp_path, too_deep)),
+        *(("export", session.key, target, "--root", root) for target in ("/", ".", "", tmp_path, too_deep, link)),
         *(("import", source, "--root", root) for source in ("/", "", "x" * 300, too_deep)),
     ):
         done = run(*arguments)

@@ -6,15 +6,17 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from async_sessions import open_store
-from tests.faults import files_below
+from async_sessions._tasks import utc_now
+from tests.faults import files_below, keys_of, named_blobs
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
@@ -23,6 +25,7 @@ import sys
 import anyio
 from PIL import Image
 from async_sessions import open_store
+from async_sessions._tasks import utc_now
 
 async def main(root, key, name, count):
     async with open_store(root, cleanup_interval=None) as store:
@@ -40,15 +43,20 @@ anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
 VICTIM = """
 import itertools, sys
 import anyio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from PIL import Image
 from async_sessions import open_store
-from tests.test_processes import step
+from async_sessions._tasks import utc_now
+from tests.test_processes import later, step
 
-async def main(root, key):
-    async with open_store(root, cleanup_interval=timedelta(milliseconds=20), grace=timedelta(minutes=2)) as store:
+async def main(root, key, round):
+    periods = {"cleanup_interval": timedelta(milliseconds=20), "grace": timedelta(minutes=2)}
+    async with open_store(root, clock=later(int(round)), **periods) as store:
         session = await store.open_by_key(key)
         for number in itertools.count(1):
+            await session.touch()
+            if number % 4 == 0:
+                await (await store.create_session()).store_image(Image.new("RGB", (64, 64), "blue"), "start")
             slot, height = step(number)
             if height:
                 await session.store_image(Image.new("RGB", (64, height), "red"), slot)
@@ -56,7 +64,7 @@ async def main(root, key):
                 await session.clear_image(slot)
             print(number, flush=True)
 
-anyio.run(main, sys.argv[1], sys.argv[2])
+anyio.run(main, *sys.argv[1:])
 """
 
 
@@ -78,8 +86,13 @@ def step(number: int) -> tuple[str, int]:
     return f"slot{number % 3}", 0 if number % 7 == 0 else 64 + number % 50
 
 
+def later(rounds: int) -> Callable[[], datetime]:
+    """A clock that is two hours further with every round, so that there is something to touch and to sweep in each."""
+    return lambda: utc_now() + rounds * timedelta(hours=2)
+
+
 async def check_kills(root: Path, kills: int, seed: int) -> int:
-    """Kill a process that stores, replaces, clears and sweeps, again and again. Returns the acknowledged operations.
+    """Kill a process that stores, replaces, clears, touches and sweeps. Returns the acknowledged operations.
 
     After each kill everything that it acknowledged is there, but for the one operation under way, which has happened
     or has not; every image decodes. In the end a sweep leaves nothing but what is named.
@@ -89,8 +102,10 @@ async def check_kills(root: Path, kills: int, seed: int) -> int:
     held: dict[str, int] = {}
     async with open_store(root, cleanup_interval=None) as store:
         key = (await store.create_session()).key
-    for _ in range(kills):
-        victim = subprocess.Popen([sys.executable, "-c", VICTIM, root, key], stdout=subprocess.PIPE, text=True)
+    for number in range(kills):
+        victim = subprocess.Popen(
+            [sys.executable, "-c", VICTIM, root, key, str(number)], stdout=subprocess.PIPE, text=True
+        )
         assert victim.stdout is not None
         lines = [victim.stdout.readline()]
         with suppress(subprocess.TimeoutExpired):
@@ -101,10 +116,10 @@ async def check_kills(root: Path, kills: int, seed: int) -> int:
         assert victim.wait(10) == -signal.SIGKILL
         done = sum(line.endswith("\n") for line in lines)
         acknowledged += done
-        for number in range(1, done + 1):
-            slot, height = step(number)
+        for acted in range(1, done + 1):
+            slot, height = step(acted)
             held[slot] = height
-        async with open_store(root, cleanup_interval=None) as store:
+        async with open_store(root, cleanup_interval=None, clock=later(number)) as store:
             session = await store.open_by_key(key)
             images = (await session.info()).images
             found = {slot: images[slot].height if slot in images else 0 for slot in held}
@@ -113,11 +128,10 @@ async def check_kills(root: Path, kills: int, seed: int) -> int:
             held = found
             for slot, record in images.items():
                 assert (await session.retrieve_image(slot)).size == record.size
-    async with open_store(root, cleanup_interval=None) as store:
-        session = await store.open_by_key(key)
-        await store.cleanup(now=store.clock() + timedelta(hours=2))
-        images = (await session.info()).images
-        assert len(files_below(root, "blobs")) == 2 * len(images)
+    async with open_store(root, cleanup_interval=None, clock=later(kills)) as store:
+        assert (await store.cleanup()).problems == ()
+        assert (await (await store.open_by_key(key)).info()).images.keys() == {slot for slot in held if held[slot]}
+        assert await keys_of(store.blobs, "blobs/") == await named_blobs(store)
         assert files_below(root, "tmp") == []
     return acknowledged
 

@@ -62,6 +62,24 @@ def test_a_clock_that_is_set_back_to_the_truth_is_believed_at_once() -> None:
     assert now.times_set == 2
 
 
+async def test_on_a_machine_that_sleeps_every_night_things_go_when_their_time_has_come() -> None:
+    clock = FrozenClock()
+    async with open_store("memory://", clock=clock, cleanup_interval=None) as store:
+        for _ in range(30):
+            clock.advance(hours=12)
+            clock.now += 12 * HOUR  # asleep, which the event loop's clock does not count
+            await store.cleanup()
+        session = await store.create_session()
+        await session.store_image(RED, "start")
+        await session.clear_image("start")
+        for _ in range(4):
+            clock.advance(hours=12)
+            clock.now += 12 * HOUR
+            await session.touch()
+            await store.cleanup()
+        assert await keys_of(store.blobs, "blobs/") == set()
+
+
 async def test_a_session_survives_sweeps_under_a_clock_that_is_set_and_goes_when_its_time_has_come(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

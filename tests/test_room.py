@@ -20,6 +20,7 @@ from async_sessions import (
     MemoryBlobStore,
     QuotaExceededError,
     Session,
+    SessionNotFoundError,
     SessionStore,
     StorageError,
     StorageFullError,
@@ -227,6 +228,27 @@ async def test_a_device_that_no_sweep_makes_room_on_takes_no_new_session(write: 
         with pytest.raises(StorageFullError):
             await write(store, session)
         await session.update_state(model="i2v")
+
+
+async def delete(store: SessionStore, session: Session) -> None:
+    await session.delete()
+
+
+async def let_expire(store: SessionStore, session: Session) -> None:
+    assert (await store.cleanup(now=store.clock() + timedelta(days=2))).problems == ()
+
+
+@pytest.mark.parametrize("remove", [delete, let_expire])
+async def test_on_a_device_that_others_filled_to_the_brim_a_session_can_still_go(remove: Write) -> None:
+    blobs = FaultyBlobStore()
+    async with open_store(blobs, cleanup_interval=None) as store:
+        session = await store.create_session()
+        await session.store_image(noise(0), "start")
+        blobs.full_for = lambda key: True
+        await remove(store, session)
+        assert await keys_of(blobs) == set()
+        with pytest.raises(SessionNotFoundError):
+            await session.retrieve_image("start")
 
 
 async def test_what_can_be_read_only_once_is_not_written_in_part_after_a_sweep() -> None:

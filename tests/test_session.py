@@ -19,6 +19,7 @@ from async_sessions import (
     ImageRejectedError,
     InvalidKeyError,
     Limits,
+    LockTimeoutError,
     QuotaExceededError,
     RevisionConflictError,
     Session,
@@ -484,8 +485,8 @@ async def test_an_upload_beside_a_delete_that_failed_is_kept() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(session.store_image, Image.new("RGB", (9, 9)), "start")
             await blobs.putting.wait()
-            blobs.full_for = lambda key: key.startswith("manifests/")
-            with pytest.raises(StorageFullError):
+            blobs.full_for, blobs.error = (lambda key: key.startswith("manifests/")), LockTimeoutError
+            with pytest.raises(LockTimeoutError):
                 await session.delete()
             blobs.full_for = lambda key: False
             gate.set()

@@ -14,10 +14,10 @@ from async_sessions import (
     CorruptManifestError,
     InvalidKeyError,
     JobInfo,
+    LockTimeoutError,
     SessionNotFoundError,
     SessionStore,
     StorageError,
-    StorageFullError,
     StoreClosedError,
     UnknownSchemaError,
     open_store,
@@ -277,8 +277,8 @@ async def test_a_failure_to_delete_on_close_comes_out_as_it_is() -> None:
     store = open_store(blobs, delete_on_close=True, cleanup_interval=None)
     await store.__aenter__()
     await store.create_session()
-    blobs.full_for = lambda key: True
-    with pytest.raises(StorageFullError):
+    blobs.full_for, blobs.error = (lambda key: True), LockTimeoutError
+    with pytest.raises(LockTimeoutError):
         await store.__aexit__(None, None, None)
 
 

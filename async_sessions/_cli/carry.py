@@ -34,6 +34,8 @@ def export_(
     """Write a session's images and settings to a file, which is replaced where there is one."""
     if os.path.isdir(file):
         fail(f"{file} is a folder; name the file that the bundle is to be.")
+    if os.path.islink(file) or (os.path.exists(file) and not os.path.isfile(file)):
+        fail(f"{file} is a link or a device, whose place no bundle takes; name a file.")
     if not os.path.isdir(file.absolute().parent):  # unlike Path's, False of a name that is too long
         fail(f"There is no folder {file.parent} for the bundle; make it first.")
 
