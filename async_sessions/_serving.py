@@ -1,12 +1,18 @@
-"""What an HTTP answer to a request for a stored file is (RFC 9110): decided here, sent by `asgi`."""
+"""Answers over HTTP to requests for stored files (RFC 9110): what they are, and sending them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-_TYPES: Final = ("image/jpeg", "image/png", "image/webp")
+from async_sessions.blobs.base import closing
+from async_sessions.errors import CorruptBlobError
+
+if TYPE_CHECKING:
+    from async_sessions.asgi import Message, Scope, Send
+
+_TYPES: Final = ("image/jpeg", "image/png", "image/webp", "image/gif", "video/mp4", "video/webm")
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 
 # The file is somebody's upload: it is shown as the image that it is, to its owner, and as nothing else to nobody else.
@@ -24,6 +30,19 @@ class Answer(NamedTuple):
     headers: list[tuple[bytes, bytes]]
     start: int = 0
     end: int = 0
+
+
+class Chunks(Protocol):
+    def __call__(self, *, start: int, end: int) -> AsyncIterator[bytes]: ...
+
+
+class File(NamedTuple):
+    """What is to be served: `chunks` are its bytes from `start` up to but not including `end`."""
+
+    etag: str
+    media_type: str
+    size: int
+    chunks: Chunks
 
 
 def answer(method: str, headers: Mapping[str, str], *, etag: str, media_type: str, size: int) -> Answer:
@@ -48,6 +67,37 @@ def answer(method: str, headers: Mapping[str, str], *, etag: str, media_type: st
 def failure(status: int, *more: tuple[bytes, bytes]) -> Answer:
     """An answer without a body; all that say 404 are the same, whatever the reason was."""
     return Answer(status, [(b"content-length", b"0"), (b"cache-control", b"no-store"), *_GUARDS, *more])
+
+
+async def send_answer(send: Send, planned: Answer) -> None:
+    """An answer without a body."""
+    await send({"type": "http.response.start", "status": planned.status, "headers": planned.headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def send_file(scope: Scope, send: Send, file: File) -> None:
+    """Nothing is sent before the first chunk was read, so a file that is gone can still be a 404."""
+    headers = header_map(scope["headers"])
+    planned = answer(scope["method"], headers, etag=file.etag, media_type=file.media_type, size=file.size)
+    if planned.start == planned.end:
+        await send_answer(send, planned)
+        return
+    start: Message = {"type": "http.response.start", "status": planned.status, "headers": planned.headers}
+    begun = False
+    async with closing(file.chunks(start=planned.start, end=planned.end)) as chunks:
+        async for chunk in chunks:
+            if not begun:
+                await send(start)
+                begun = True
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    if not begun:
+        raise CorruptBlobError("The file ends early.")
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def in_one_piece(data: bytes, *, start: int, end: int) -> AsyncIterator[bytes]:
+    """The `chunks` of a file that is in memory."""
+    yield data[start:end]
 
 
 def header_map(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
