@@ -18,9 +18,11 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 # The file is somebody's upload: it is shown as the image that it is, to its owner, and as nothing else to nobody else.
 _GUARDS: Final = (
     (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; sandbox"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+_POLICY: Final = b"content-security-policy", b"default-src 'none'; sandbox"
+# On a page of its own a video is loaded by that page, which a sandbox would make a stranger.
+_POLICY_OF_VIDEO: Final = b"content-security-policy", b"default-src 'none'; media-src 'self'"
 
 
 class Answer(NamedTuple):
@@ -48,10 +50,11 @@ class File(NamedTuple):
 def answer(method: str, headers: Mapping[str, str], *, etag: str, media_type: str, size: int) -> Answer:
     """The answer to GET or HEAD for a file of `size` bytes. A slot's image changes, so caches ask each time."""
     whose = b"vary", b"cookie, authorization"
-    common = [(b"etag", etag.encode()), (b"cache-control", b"private, no-cache"), whose, *_GUARDS]
+    kind = media_type if media_type in _TYPES else "application/octet-stream"
+    policy = _POLICY_OF_VIDEO if kind.startswith("video/") else _POLICY
+    common = [(b"etag", etag.encode()), (b"cache-control", b"private, no-cache"), whose, policy, *_GUARDS]
     if _names(headers.get("if-none-match", ""), etag):
         return Answer(304, common)
-    kind = media_type if media_type in _TYPES else "application/octet-stream"
     described = [*common, (b"content-type", kind.encode()), (b"accept-ranges", b"bytes")]
     status, start, end = 200, 0, size
     if method == "GET" and headers.get("if-range", etag) == etag and "range" in headers:
@@ -66,7 +69,7 @@ def answer(method: str, headers: Mapping[str, str], *, etag: str, media_type: st
 
 def failure(status: int, *more: tuple[bytes, bytes]) -> Answer:
     """An answer without a body; all that say 404 are the same, whatever the reason was."""
-    return Answer(status, [(b"content-length", b"0"), (b"cache-control", b"no-store"), *_GUARDS, *more])
+    return Answer(status, [(b"content-length", b"0"), (b"cache-control", b"no-store"), _POLICY, *_GUARDS, *more])
 
 
 async def send_answer(send: Send, planned: Answer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import importlib.util
 import json
@@ -19,7 +20,7 @@ from PIL import Image
 
 from tests.faults import files_below
 from tests.images import photo
-from tests.servers import ROOT, Server, free_port, serving
+from tests.servers import ROOT, Server, chromium, free_port, serving
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -312,3 +313,29 @@ async def settled(before: set[asyncio.Task[Any]]) -> None:
     """Until every task that is not among `before` is over."""
     while asyncio.all_tasks() - before:
         await anyio.lowlevel.checkpoint()
+
+
+FOLLOW = """async () => {
+    await fetch("/images/start", {method: "POST", body: await (await fetch(window.photo)).blob()});
+    const body = JSON.stringify({params: {num_frames: 9, width: 64}});
+    const headers = {"content-type": "application/json"};
+    const {id} = await (await fetch("/jobs", {method: "POST", headers, body})).json();
+    const told = [], source = new EventSource(`/jobs/${id}/events`);
+    for (const name of ["queued", "started", "progress", "succeeded"])
+        source.addEventListener(name, () => told.push(name));
+    while (source.readyState !== EventSource.CLOSED)
+        await new Promise(again => source.addEventListener("error", again, {once: true}));
+    return {id, told};
+}"""
+
+
+@pytest.mark.browser
+def test_a_browser_follows_a_job_to_its_end_and_plays_the_video_on_a_page_of_its_own(server: Server) -> None:
+    with chromium() as browser:
+        page = browser.new_page()
+        page.goto(server.url)
+        page.evaluate("data => { window.photo = data }", f"data:image/png;base64,{base64.b64encode(PHOTO).decode()}")
+        found = page.evaluate(FOLLOW)
+        assert found["told"].count("succeeded") == 1  # it asked again, as an EventSource does, and was told to stop
+        page.goto(f"{server.url}jobs/{found['id']}/outputs/video")
+        page.wait_for_function("document.querySelector('video').videoWidth === 64")

@@ -336,6 +336,7 @@ async def test_what_a_browser_might_run_is_only_to_be_downloaded(session: Sessio
     answer = await client.get(f"/jobs/{job_id}/outputs/film")
     assert answer.headers["content-type"] == "application/octet-stream"
     assert "x-forged" not in answer.headers
+    assert "sandbox" in answer.headers["content-security-policy"]
 
 
 async def test_what_a_job_made_is_nobody_elses_and_nobody_can_tell_why(
