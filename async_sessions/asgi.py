@@ -1,7 +1,7 @@
 """Which browser is this, and what may it see?
 
-A signed cookie, set by a pure ASGI middleware, holds a session id and nothing else; an ASGI app serves that session's
-images to that browser.
+A signed cookie, set by a pure ASGI middleware, holds a session id and nothing else; ASGI apps serve that session's
+images, and what its jobs made, to that browser.
 
 The id is a secret: the cookie is HttpOnly, so no script on the page reads it, and SameSite=Lax, so no other site's form
 spends it. Setting the cookie writes nothing to the store; a session begins with its first image. Neither ids nor
@@ -14,15 +14,16 @@ import hashlib
 import inspect
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import aclosing, suppress
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 import anyio
 from itsdangerous import BadSignature, Signer
 
 from async_sessions import _keys
-from async_sessions._serving import Answer, answer, failure, header_map
+from async_sessions._serving import File, failure, in_one_piece, send_answer, send_file
 from async_sessions.blobs.base import Expect
 from async_sessions.errors import (
     CorruptBlobError,
@@ -35,7 +36,6 @@ from async_sessions.errors import (
 )
 
 if TYPE_CHECKING:
-    from async_sessions._reading import StoredImage
     from async_sessions.blobs.base import BlobStore
     from async_sessions.session import Session
     from async_sessions.store import SessionStore
@@ -151,7 +151,72 @@ class SessionCookie:
         return f"{signer.name}={signer.sign(session_id)}; {attributes}".encode()
 
 
-class SessionImages:
+class _SessionFiles:
+    """Pure ASGI app: files of the session whose browser or user asks; what is in nobody's session is a 404."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        *,
+        signer: Callable[[], Awaitable[CookieSigner]] | None = None,
+        identity: Callable[[Scope], str | Awaitable[str | None] | None] | None = None,
+    ) -> None:
+        if signer is None and identity is None:
+            name = type(self).__name__
+            raise TypeError(f"{name} has to know whose files it serves: give it `signer`, `identity` or both.")
+        self._store = store
+        self._signer = signer
+        self._identity = identity
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+        elif scope["type"] == "http":
+            await self._serve(scope, send)
+
+    async def _file(self, session: Session, path: Sequence[str]) -> File | None:
+        raise NotImplementedError
+
+    async def _serve(self, scope: Scope, send: Send) -> None:
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        if scope["method"] not in ("GET", "HEAD"):
+            await send_answer(send, failure(405, (b"allow", b"GET, HEAD")))
+            return
+        path = _path(scope).removeprefix("/").split("/")
+        try:
+            session = await self._session(scope)
+            if session is None or (file := await self._file(session, path)) is None:
+                await send_answer(send, failure(404))
+            else:
+                await send_file(scope, noted, file)
+        except (SessionNotFoundError, SlotEmptyError, InvalidKeyError, CorruptBlobError):
+            if started:
+                raise  # the server breaks the connection, so that nobody takes the half for the whole
+            await send_answer(send, failure(404))
+        except (StorageError, StoreClosedError):
+            if started:
+                raise
+            _logger.warning("a file can't be served", exc_info=True)
+            await send_answer(send, failure(503, (b"retry-after", b"5")))
+
+    async def _session(self, scope: Scope) -> Session | None:
+        if self._identity is not None:
+            found = self._identity(scope)
+            if user := await found if inspect.isawaitable(found) else found:
+                return self._store.session_of(user)
+        if self._signer is None:
+            return None
+        session_id = (await self._signer()).session_id(_cookies(scope["headers"]))
+        return None if session_id is None else self._store.session(session_id)
+
+
+class SessionImages(_SessionFiles):
     """Pure ASGI app: `/start` is the image in the slot "start", `/start/thumbnail` its thumbnail (WebP).
 
     Mount it where you like, in Starlette, FastAPI or Gradio's `app_kwargs={"routes": [Mount("/images", app)]}`. The
@@ -166,106 +231,37 @@ class SessionImages:
     JPEG and PNG.
     """
 
-    def __init__(
-        self,
-        store: SessionStore,
-        *,
-        signer: Callable[[], Awaitable[CookieSigner]] | None = None,
-        identity: Callable[[Scope], str | Awaitable[str | None] | None] | None = None,
-    ) -> None:
-        if signer is None and identity is None:
-            raise TypeError("SessionImages has to know whose images it serves: give it `signer`, `identity` or both.")
-        self._store = store
-        self._signer = signer
-        self._identity = identity
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
-        elif scope["type"] == "http":
-            await self._serve(scope, send)
-
-    async def _serve(self, scope: Scope, send: Send) -> None:
-        started = False
-
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        if scope["method"] not in ("GET", "HEAD"):
-            await _send(send, failure(405, (b"allow", b"GET, HEAD")))
-            return
-        slot, _, part = _path(scope).removeprefix("/").partition("/")
-        try:
-            if part not in ("", "thumbnail") or (image := await self._image(scope, slot)) is None:
-                await _send(send, failure(404))
-            elif part:
-                await _send_thumbnail(scope, noted, image)
-            else:
-                await _send_file(scope, noted, image)
-        except (SessionNotFoundError, SlotEmptyError, InvalidKeyError, CorruptBlobError):
-            if started:
-                raise  # the server breaks the connection, so that nobody takes the half for the whole
-            await _send(send, failure(404))
-        except (StorageError, StoreClosedError):
-            if started:
-                raise
-            _logger.warning("an image can't be served", exc_info=True)
-            await _send(send, failure(503, (b"retry-after", b"5")))
-
-    async def _image(self, scope: Scope, slot: str) -> StoredImage | None:
-        session = await self._session(scope)
-        return None if session is None else await session.retrieve_stored(slot)
-
-    async def _session(self, scope: Scope) -> Session | None:
-        if self._identity is not None:
-            found = self._identity(scope)
-            if user := await found if inspect.isawaitable(found) else found:
-                return self._store.session_of(user)
-        if self._signer is None:
+    async def _file(self, session: Session, path: Sequence[str]) -> File | None:
+        slot, *part = path
+        if part not in ([], ["thumbnail"]):
             return None
-        session_id = (await self._signer()).session_id(_cookies(scope["headers"]))
-        return None if session_id is None else self._store.session(session_id)
+        image = await session.retrieve_stored(slot)
+        record = image.record
+        if not part:
+            return File(f'"{record.digest}"', record.media_type, record.byte_size, image.stream)
+        thumbnail = await image.thumbnail()
+        return File(f'"{record.digest}.thumb"', "image/webp", len(thumbnail), partial(in_one_piece, thumbnail))
 
 
-async def _send(send: Send, planned: Answer, body: bytes = b"") -> None:
-    await send({"type": "http.response.start", "status": planned.status, "headers": planned.headers})
-    await send({"type": "http.response.body", "body": body})
+class SessionOutputs(_SessionFiles):
+    """Pure ASGI app: `/<job id>/outputs/video` is the output "video" of one of the session's jobs. Mount it at `/jobs`.
 
+    Whose session, and what the answers are: see `SessionImages`. So a browser can seek in a video.
+    """
 
-async def _send_thumbnail(scope: Scope, send: Send, image: StoredImage) -> None:
-    body = await image.thumbnail()
-    etag = f'"{image.record.digest}.thumb"'
-    headers = header_map(scope["headers"])
-    planned = answer(scope["method"], headers, etag=etag, media_type="image/webp", size=len(body))
-    await _send(send, planned, body[planned.start : planned.end])
-
-
-async def _send_file(scope: Scope, send: Send, image: StoredImage) -> None:
-    """Nothing is sent before the first chunk was read, so a file that is gone is still a 404."""
-    record = image.record
-    planned = answer(
-        scope["method"],
-        header_map(scope["headers"]),
-        etag=f'"{record.digest}"',
-        media_type=record.media_type,
-        size=record.byte_size,
-    )
-    if planned.start == planned.end:
-        await _send(send, planned)
-        return
-    start: Message = {"type": "http.response.start", "status": planned.status, "headers": planned.headers}
-    begun = False
-    async with aclosing(image.stream(start=planned.start, end=planned.end)) as chunks:
-        async for chunk in chunks:
-            if not begun:
-                await send(start)
-                begun = True
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    if not begun:
-        raise CorruptBlobError(f"The blob {record.blob} ends early; upload the image again.")
-    await send({"type": "http.response.body", "body": b""})
+    async def _file(self, session: Session, path: Sequence[str]) -> File | None:
+        match path:
+            case [job_id, "outputs", name]:
+                job = (await session.info()).jobs.get(job_id)
+                record = None if job is None else job.outputs.get(name)
+            case _:
+                return None
+        if record is None:
+            return None
+        with suppress(StorageError):  # a use that can't be recorded does not fail the read
+            await session.touch()
+        chunks = partial(session.stream_output, record)
+        return File(f'"{record.digest}"', record.media_type, record.byte_size, chunks)
 
 
 def _path(scope: Scope) -> str:

@@ -3,9 +3,10 @@ from __future__ import annotations
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
 import httpx
@@ -17,16 +18,22 @@ from starlette.routing import Mount
 from async_sessions import (
     BlobStore,
     LocalBlobStore,
+    OutputRecord,
     Session,
     SessionNotFoundError,
     SessionStore,
     StorageError,
     open_store,
 )
-from async_sessions.asgi import CookieSigner, Message, Scope, SessionImages, stored_signer
+from async_sessions.asgi import CookieSigner, Message, Scope, SessionImages, SessionOutputs, stored_signer
 from async_sessions.blobs.base import CHUNK_SIZE
 from tests.faults import FaultyBlobStore, files_below
 from tests.images import encoded, jpeg_with_exif, photograph, rgba_png
+from tests.stage import finished_job
+
+if TYPE_CHECKING:
+    from async_sessions.blobs import BlobData
+    from async_sessions.testing.clock import FrozenClock
 
 pytestmark = pytest.mark.anyio
 
@@ -36,9 +43,11 @@ PNG = rgba_png()
 
 @asynccontextmanager
 async def browser(store: SessionStore, session_id: str | None) -> AsyncIterator[httpx.AsyncClient]:
-    """A browser with that session's cookie, and an app that has the images mounted."""
+    """A browser with that session's cookie, and an app that has its images and outputs mounted."""
     signer = await stored_signer(store.blobs)
-    app = Starlette(routes=[Mount("/images", SessionImages(store, signer=partial(stored_signer, store.blobs)))])
+    ask = partial(stored_signer, store.blobs)
+    routes = [Mount("/images", SessionImages(store, signer=ask)), Mount("/jobs", SessionOutputs(store, signer=ask))]
+    app = Starlette(routes=routes)
     cookies = {} if session_id is None else {signer.name: signer.sign(session_id)}
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://app", cookies=cookies) as client:
@@ -291,3 +300,87 @@ async def test_while_the_storage_fails_the_answer_says_try_again(caplog: pytest.
             answer = await client.get("/images/start")
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
             assert (session.id or "?") not in caplog.text
+
+
+FILM = bytes(range(256)) * 8
+
+
+async def finished(session: Session, media_type: str = "video/mp4") -> tuple[str, OutputRecord]:
+    """A job of `session` that made FILM, and its record."""
+    film = await session.store_output(FILM, name="film", media_type=media_type)
+    job = finished_job(session.key, datetime.now(UTC), {}, {"film": film})
+    await session.edit_job(job.id, lambda _: job)
+    return job.id, film
+
+
+async def test_an_owner_gets_what_a_job_made_and_can_seek_in_it(session: Session, client: httpx.AsyncClient) -> None:
+    job_id, film = await finished(session)
+    url = f"/jobs/{job_id}/outputs/film"
+    answer = await client.get(url)
+    assert (answer.status_code, answer.content) == (200, FILM)
+    assert answer.headers["content-type"] == "video/mp4"
+    assert answer.headers["content-length"] == str(len(FILM))
+    assert answer.headers["etag"] == f'"{film.digest}"'
+    assert answer.headers["cache-control"] == "private, no-cache"
+    part = await client.get(url, headers={"range": "bytes=100-199", "if-range": answer.headers["etag"]})
+    assert (part.status_code, part.content) == (206, FILM[100:200])
+    assert part.headers["content-range"] == f"bytes 100-199/{len(FILM)}"
+    assert (await client.get(url, headers={"if-none-match": answer.headers["etag"]})).status_code == 304
+    head = await client.head(url)
+    assert (head.status_code, head.content, dict(head.headers)) == (200, b"", dict(answer.headers))
+    assert (await client.delete(url)).status_code == 405
+
+
+async def test_what_a_browser_might_run_is_only_to_be_downloaded(session: Session, client: httpx.AsyncClient) -> None:
+    job_id, _ = await finished(session, "text/html\r\nx-forged: yes")
+    answer = await client.get(f"/jobs/{job_id}/outputs/film")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert "x-forged" not in answer.headers
+    assert "sandbox" in answer.headers["content-security-policy"]
+
+
+async def test_what_a_job_made_is_nobody_elses_and_nobody_can_tell_why(
+    session_store: SessionStore, session: Session
+) -> None:
+    job_id, film = await finished(session)
+    other = await session_store.create_session()
+    other_job, _ = await finished(other)
+    answers = []
+    for session_id in (other.id, "made-up", None):
+        async with browser(session_store, session_id) as client:
+            answers.append(await client.get(f"/jobs/{job_id}/outputs/film"))
+    async with browser(session_store, session.id) as client:
+        unknown = (f"{job_id}/outputs/x", f"{job_id}/film", job_id, f"{other_job}/outputs/film", "x/outputs/y", "")
+        answers += [await client.get(f"/jobs/{path}") for path in unknown]
+        await session_store.blobs.delete(film.blob)
+        answers.append(await client.get(f"/jobs/{job_id}/outputs/film"))
+    assert {answer.status_code for answer in answers} == {404}
+    assert len({(answer.content, tuple(answer.headers.items())) for answer in answers}) == 1
+
+
+async def test_watching_a_video_keeps_its_session(
+    session_store: SessionStore, session: Session, frozen_clock: FrozenClock, client: httpx.AsyncClient
+) -> None:
+    job_id, _ = await finished(session)
+    for _ in range(3):
+        frozen_clock.advance(hours=20)
+        assert (await client.get(f"/jobs/{job_id}/outputs/film")).status_code == 200
+
+
+async def test_a_use_that_cannot_be_recorded_stops_no_video(frozen_clock: FrozenClock) -> None:
+    class Full(FaultyBlobStore):
+        full = False
+
+        async def put(self, key: str, data: BlobData, **options: Any) -> str:
+            if self.full:
+                raise StorageError("The disk is full.")
+            return await super().put(key, data, **options)
+
+    blobs = Full()
+    async with open_store(blobs, cleanup_interval=None, clock=frozen_clock) as store:
+        session = await store.create_session()
+        job_id, _ = await finished(session)
+        async with browser(store, session.id) as client:
+            frozen_clock.advance(hours=20)
+            blobs.full = True
+            assert (await client.get(f"/jobs/{job_id}/outputs/film")).content == FILM
