@@ -1,0 +1,152 @@
+"""Kills the processes of `tests.workers`, and looks what became of the jobs that they accepted."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+from async_sessions import JobInfo, SessionStore
+from tests import workers
+from tests.faults import keys_of, named_blobs
+
+
+class Killed(NamedTuple):
+    """What `check_kills` saw: jobs that were acknowledged, attempts that were begun, and those that a kill cut."""
+
+    acknowledged: int
+    attempts: int
+    interrupted: int
+
+
+class Left(NamedTuple):
+    """How a process left on SIGTERM: after `seconds`, with `status`, having said `stderr`."""
+
+    seconds: float
+    status: int
+    stderr: str
+
+
+def started(mode: str, root: Path, *options: object) -> subprocess.Popen[str]:
+    arguments = [sys.executable, "-m", "tests.workers", mode, str(root), *map(str, options)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+async def jobs_of(store: SessionStore) -> AsyncIterator[JobInfo]:
+    async for info in store.sessions():
+        for entry in (await (await store.open_by_key(info.key)).info()).jobs.values():
+            yield entry
+
+
+async def entries(root: Path) -> dict[str, JobInfo]:
+    async with workers.opened(root) as store:
+        return {entry.id: entry async for entry in jobs_of(store)}
+
+
+async def check_kills(root: Path, kills: int, seed: int) -> Killed:
+    """Kill a process that submits and runs jobs, again and again; then let one finish them all.
+
+    What was acknowledged succeeds, once: an end is never written again, an output is that of the attempt that the entry
+    tells of, and a sweep leaves nothing but what is named.
+    """
+    rng = random.Random(seed)
+    acknowledged: set[str] = set()
+    over: dict[str, JobInfo] = {}
+    for number in range(kills):
+        victim = started("crowd", root, number, rng.random())
+        assert victim.stdout is not None
+        lines = [victim.stdout.readline()]
+        with suppress(subprocess.TimeoutExpired):
+            raise AssertionError(f"it ended by itself: {victim.communicate(timeout=rng.uniform(0.005, 0.8))[1]}")
+        victim.send_signal(signal.SIGKILL)
+        out, _ = victim.communicate(timeout=10)
+        assert victim.returncode == -signal.SIGKILL
+        lines += out.splitlines(keepends=True)
+        acknowledged |= {line.strip() for line in lines if line.endswith("\n")}
+        found = await entries(root)
+        assert acknowledged <= set(found)
+        assert all(found[job_id] == entry for job_id, entry in over.items())
+        over = {job_id: entry for job_id, entry in found.items() if not entry.unfinished}
+    last = started("finish", root, 100)
+    assert last.communicate(timeout=300)[1].count("Traceback") == 0
+    assert last.returncode == 0
+    found = await entries(root)
+    assert all(found[job_id] == entry for job_id, entry in over.items())
+    assert acknowledged <= set(found)
+    await check_over(root)
+    interrupted = sum(entry.attempt - entry.excused - 1 for entry in found.values())
+    return Killed(len(acknowledged), sum(entry.attempt for entry in found.values()), interrupted)
+
+
+async def check_over(root: Path, *, failed: int = 0) -> None:
+    """Every job has ended, all but `failed` of them well, and nothing is left over once it was swept."""
+    async with workers.opened(root) as store:
+        found = [entry async for entry in jobs_of(store)]
+        assert [entry.status for entry in found if entry.status != "succeeded"] == ["failed"] * failed
+        for entry in found:
+            session = await store.open_by_key(entry.id.partition(".")[0])
+            for output in entry.outputs.values():
+                data = b"".join([chunk async for chunk in session.stream_output(output)])
+                assert data == workers.made_by(entry.id, entry.attempt)
+            assert list(entry.outputs) == (["text"] if entry.status == "succeeded" else [])
+        await store.cleanup(now=store.clock() + timedelta(hours=2))
+        assert await keys_of(store.blobs, "queue/") == await keys_of(store.blobs, "owners/") == set()
+        assert await keys_of(store.blobs, "blobs/") == await named_blobs(store)
+        assert await keys_of(store.blobs, "tmp/") == set()
+
+
+async def check_poison(root: Path, good: int) -> int:
+    """Restart a process that one of its jobs kills until it ends well; returns how often the good jobs were cut short.
+
+    The job that kills is given up after three attempts, the others are interrupted once at most.
+    """
+    victim = started("poisoned", root, good)
+    deaths = 0
+    while victim.wait(120) != 0:
+        assert victim.returncode == -signal.SIGKILL, victim.communicate()[1]
+        victim.communicate()
+        deaths += 1
+        victim = started("finish", root, 3)
+    victim.communicate()
+    found = await entries(root)
+    (poison,) = [entry for entry in found.values() if entry.params["poison"]]
+    assert poison.error is not None
+    assert (poison.status, poison.error.kind, poison.attempt, deaths) == ("failed", "abandoned", 3, 3)
+    others = [entry for entry in found.values() if entry is not poison]
+    assert len(others) == good
+    cut = [entry.attempt - entry.excused - 1 for entry in others]
+    assert max(cut) <= 1, [entry for entry in others if entry.attempt > 2]
+    await check_over(root, failed=1)
+    return sum(cut)
+
+
+async def check_sigterm(root: Path, *, queued: int, listens: bool) -> Left:
+    """End a process with two jobs that run and `queued` that wait; all wait afterwards, uncharged, and then succeed."""
+    victim = started("serve", root, queued, int(listens))
+    assert victim.stdout is not None
+    acknowledged = set()
+    while (line := victim.stdout.readline().strip()) != "ready":
+        assert line, victim.communicate()[1]
+        acknowledged.add(line)
+    began = time.monotonic()
+    victim.send_signal(signal.SIGTERM)
+    stderr = victim.communicate(timeout=60)[1]
+    seconds = time.monotonic() - began
+    found = await entries(root)
+    assert set(found) == acknowledged
+    assert len(found) == 2 + queued
+    assert {(entry.status, entry.attempt - entry.excused, entry.retry) for entry in found.values()} == {
+        ("queued", 0, None)
+    }
+    last = started("finish", root, 1)
+    last.communicate(timeout=120)
+    assert last.returncode == 0
+    await check_over(root)
+    return Left(seconds, victim.returncode, stderr)
