@@ -74,8 +74,8 @@ class Run:
 
         def change(entry: JobInfo | None) -> JobInfo | None:
             changed = _entry.begun(entry, owner=self._owner, now=now)
-            if changed is not None and changed.under_way:
-                self._attempt = changed.attempt  # known here: the commit also holds where its caller is cancelled
+            # known here: the commit also holds where its caller is cancelled; and anew, should this be called again
+            self._attempt = changed.attempt if changed is not None and changed.under_way else None
             return changed
 
         entry = await self._write(change)
