@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
 from PIL import Image
@@ -23,11 +23,13 @@ from async_sessions import (
     _keys,
     open_store,
 )
-from async_sessions.dispatch import LocalDispatcher
 from async_sessions.testing.clock import FrozenClock
 from async_sessions.testing.faults import Operation, WrappedBlobStore
 from tests.faults import keys_of, named_blobs
 from tests.steps import StepPipeline, local
+
+if TYPE_CHECKING:
+    from async_sessions.dispatch import LocalDispatcher
 
 LEASE: Final = timedelta(seconds=15)
 
@@ -139,7 +141,7 @@ async def delete(life: Life) -> None:
         life.begin()
         life.deleting = True
         await life.session.delete()
-        while dispatcher._scheduler._jobs and not life.blobs.dead:
+        while dispatcher._scheduler._jobs and not life.blobs.dead:  # noqa: ASYNC110 - a dead process tells nobody
             await anyio.sleep(0.001)
 
 

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from async_sessions import JobInfo, SessionStore
 from tests import workers
 from tests.faults import keys_of, named_blobs
+
+if TYPE_CHECKING:
+    from async_sessions import JobInfo, SessionStore
 
 
 class Killed(NamedTuple):
@@ -34,9 +36,22 @@ class Left(NamedTuple):
     stderr: str
 
 
-def started(mode: str, root: Path, *options: object) -> subprocess.Popen[str]:
+@contextmanager
+def started(mode: str, root: Path, *options: object) -> Iterator[subprocess.Popen[str]]:
     arguments = [sys.executable, "-m", "tests.workers", mode, str(root), *map(str, options)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def finish(root: Path, attempts: int) -> int:
+    """Let a process run what is left; returns how it ended."""
+    with started("finish", root, attempts) as process:
+        _, stderr = process.communicate(timeout=300)
+        assert "Traceback" not in stderr, stderr
+        return process.returncode
 
 
 async def jobs_of(store: SessionStore) -> AsyncIterator[JobInfo]:
@@ -60,23 +75,20 @@ async def check_kills(root: Path, kills: int, seed: int) -> Killed:
     acknowledged: set[str] = set()
     over: dict[str, JobInfo] = {}
     for number in range(kills):
-        victim = started("crowd", root, number, rng.random())
-        assert victim.stdout is not None
-        lines = [victim.stdout.readline()]
-        with suppress(subprocess.TimeoutExpired):
-            raise AssertionError(f"it ended by itself: {victim.communicate(timeout=rng.uniform(0.005, 0.8))[1]}")
-        victim.send_signal(signal.SIGKILL)
-        out, _ = victim.communicate(timeout=10)
-        assert victim.returncode == -signal.SIGKILL
-        lines += out.splitlines(keepends=True)
+        with started("crowd", root, number, rng.random()) as victim:
+            assert victim.stdout is not None
+            lines = [victim.stdout.readline()]
+            with suppress(subprocess.TimeoutExpired):
+                raise AssertionError(f"it ended by itself: {victim.communicate(timeout=rng.uniform(0.005, 0.8))[1]}")
+            victim.kill()
+            lines += victim.communicate(timeout=10)[0].splitlines(keepends=True)
+            assert victim.returncode == -signal.SIGKILL
         acknowledged |= {line.strip() for line in lines if line.endswith("\n")}
         found = await entries(root)
         assert acknowledged <= set(found)
         assert all(found[job_id] == entry for job_id, entry in over.items())
         over = {job_id: entry for job_id, entry in found.items() if not entry.unfinished}
-    last = started("finish", root, 100)
-    assert last.communicate(timeout=300)[1].count("Traceback") == 0
-    assert last.returncode == 0
+    assert finish(root, 100) == 0
     found = await entries(root)
     assert all(found[job_id] == entry for job_id, entry in over.items())
     assert acknowledged <= set(found)
@@ -107,14 +119,13 @@ async def check_poison(root: Path, good: int) -> int:
 
     The job that kills is given up after three attempts, the others are interrupted once at most.
     """
-    victim = started("poisoned", root, good)
-    deaths = 0
-    while victim.wait(120) != 0:
-        assert victim.returncode == -signal.SIGKILL, victim.communicate()[1]
-        victim.communicate()
+    deaths = 1
+    with started("poisoned", root, good) as victim:
+        victim.communicate(timeout=120)
+    assert victim.returncode == -signal.SIGKILL
+    while status := finish(root, 3):
+        assert status == -signal.SIGKILL
         deaths += 1
-        victim = started("finish", root, 3)
-    victim.communicate()
     found = await entries(root)
     (poison,) = [entry for entry in found.values() if entry.params["poison"]]
     assert poison.error is not None
@@ -127,26 +138,27 @@ async def check_poison(root: Path, good: int) -> int:
     return sum(cut)
 
 
-async def check_sigterm(root: Path, *, queued: int, listens: bool) -> Left:
-    """End a process with two jobs that run and `queued` that wait; all wait afterwards, uncharged, and then succeed."""
-    victim = started("serve", root, queued, int(listens))
-    assert victim.stdout is not None
+async def check_sigterm(root: Path, how: str = "", *, queued: int = 50) -> Left:
+    """End a process with two jobs that run and `queued` that wait; all wait afterwards, uncharged, and then succeed.
+
+    `how`: see `workers.serve`.
+    """
     acknowledged = set()
-    while (line := victim.stdout.readline().strip()) != "ready":
-        assert line, victim.communicate()[1]
-        acknowledged.add(line)
-    began = time.monotonic()
-    victim.send_signal(signal.SIGTERM)
-    stderr = victim.communicate(timeout=60)[1]
-    seconds = time.monotonic() - began
+    with started("serve", root, queued, how) as victim:
+        assert victim.stdout is not None
+        while (line := victim.stdout.readline().strip()) != "ready":
+            assert line, victim.communicate()[1]
+            acknowledged.add(line)
+        began = time.monotonic()
+        victim.send_signal(signal.SIGTERM)
+        stderr = victim.communicate(timeout=60)[1]
+        seconds = time.monotonic() - began
     found = await entries(root)
     assert set(found) == acknowledged
     assert len(found) == 2 + queued
     assert {(entry.status, entry.attempt - entry.excused, entry.retry) for entry in found.values()} == {
         ("queued", 0, None)
     }
-    last = started("finish", root, 1)
-    last.communicate(timeout=120)
-    assert last.returncode == 0
+    assert finish(root, 1) == 0
     await check_over(root)
     return Left(seconds, victim.returncode, stderr)

@@ -19,8 +19,8 @@ async def test_a_job_that_kills_its_process_is_given_up_and_the_others_finish(tm
     await killing.check_poison(tmp_path / "root", good=20)
 
 
-@pytest.mark.parametrize("listens", [True, False], ids=["that listen", "that ignore it"])
-async def test_a_process_that_is_asked_to_end_leaves_every_job_to_the_next(tmp_path: Path, listens: bool) -> None:
-    left = await killing.check_sigterm(tmp_path / "root", queued=50, listens=listens)
-    assert left.status == (0 if listens else 1)
-    assert left.stderr.count("its pipeline does not stop") == (0 if listens else 2)
+@pytest.mark.parametrize("how", ["", "ignores", "ignores cancelled", "loads"])
+async def test_a_process_that_is_asked_to_end_leaves_every_job_to_the_next(tmp_path: Path, how: str) -> None:
+    left = await killing.check_sigterm(tmp_path / "root", how)
+    assert left.status == (1 if how else 0)
+    assert left.stderr.count("its pipeline does not stop") == (2 if "ignores" in how else 0)

@@ -1,4 +1,4 @@
-"""Processes that run jobs, to be killed: `python -m tests.workers MODE FOLDER ...`; and what `processes` do with them."""
+"""Processes that run jobs, for `tests.killing`: `python -m tests.workers MODE FOLDER ...`."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ class Busy:
 
     spec = PipelineSpec(name="busy", defaults={"seconds": 0.0, "poison": False})
 
-    def __init__(self, *, listens: bool = True, most: float = LONG) -> None:
+    def __init__(self, *, listens: bool = True, loads: float = 0, most: float = LONG) -> None:
         self._listens = listens
+        self._loads = loads
         self._most = most
 
     def load(self, device: str) -> None:
-        pass
+        time.sleep(self._loads)
 
     def prepare(self, inputs: Mapping[str, Any], params: Mapping[str, Any]) -> None:
         pass
@@ -96,7 +97,7 @@ async def finish(root: Path, attempts: str) -> None:
             store, [Busy(most=0.01)], devices=["cpu", "cpu:1"], lease=LEASE, max_attempts=int(attempts)
         )
         async with dispatcher:
-            while await unfinished(store):
+            while await unfinished(store):  # noqa: ASYNC110 - nobody tells when the last of all jobs is over
                 await anyio.sleep(0.02)
 
 
@@ -116,26 +117,34 @@ async def poisoned(root: Path, good: str) -> None:
             await anyio.sleep(LONG)
 
 
-async def serve(root: Path, queued: str, listens: str) -> None:
-    """Two jobs that take long on two devices, `queued` that wait; leaves on SIGTERM, as an app does."""
+async def both_running(store: SessionStore) -> None:
+    while [each.status for each in await unfinished(store)].count("running") < 2:  # noqa: ASYNC110
+        await anyio.sleep(0.01)
+
+
+async def serve(root: Path, queued: str, how: str) -> None:
+    """Two jobs that take long on two devices, `queued` that wait. Leaves on SIGTERM, as an app does, or is cancelled.
+
+    `how` is a list of words: `ignores` and `loads` are what the pipelines do meanwhile, `cancelled` is how to leave.
+    """
     async with opened(root) as store:
         session = await store.session_for("ada")
+        pipeline = Busy(listens="ignores" not in how, loads=LONG if "loads" in how else 0)
         dispatcher = LocalDispatcher(
-            store,
-            [Busy(listens=bool(int(listens)))],
-            devices=["cpu", "cpu:1"],
-            drain_timeout=timedelta(seconds=1),
-            hard_exit=True,
+            store, [pipeline], devices=["cpu", "cpu:1"], drain_timeout=timedelta(seconds=1), hard_exit=True
         )
-        with anyio.open_signal_receiver(signal.SIGTERM) as signals:
+        with anyio.open_signal_receiver(signal.SIGTERM) as signals, anyio.CancelScope() as scope:
             async with dispatcher:
                 for _ in range(2 + int(queued)):
                     await submit(dispatcher, session, seconds=LONG)
-                while [entry.status for entry in await unfinished(store)].count("running") < 2:
-                    await anyio.sleep(0.01)
+                if "loads" not in how:
+                    await both_running(store)
                 told("ready")
                 async for _ in signals:
                     break
+                if "cancelled" in how:
+                    scope.cancel()
+                    await anyio.sleep_forever()
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ class Scheduler:
         self._line: Line[Scheduled] = Line(max_running)
         self._jobs: dict[str, Scheduled] = {}
         self._under_way: list[Scheduled] = []
+        self._loading: set[str] = set()  # devices
         self._ended: OrderedDict[str, JobLog] = OrderedDict()
         self._paces = Paces()
         self._arrivals = 0
@@ -165,32 +166,46 @@ class Scheduler:
         kind = kind_of(device)
         models = {name: each for name, each in self._pipelines.items() if each.spec.device == kind}
         async with Lane(device, models) as lane, anyio.create_task_group() as jobs:
-            await lane.load()
+            self._loading.add(device)
+            try:
+                await lane.load()
+            finally:
+                self._loading.remove(device)
+                self.wake()
             ready = anyio.Semaphore(1)
             while True:
                 await ready.acquire()
                 jobs.start_soon(self._run, await self._next(kind), lane, ready)
 
-    async def drain(self, seconds: float) -> list[str]:
-        """Begin nothing more, return what is only being made ready to the queue, wait, then stop the others.
-
-        Returns the ids of the jobs whose pipelines did not stop.
-        """
+    async def drain(self, seconds: float) -> None:
+        """Begin nothing more, return what is only being made ready to the queue, and wait for what is on a device."""
         self.paused = self._draining = True
         for job in self._under_way:
             if job.on_device is None:
                 job.flag.set("drained")
         with anyio.move_on_after(seconds):
-            await self._idle()
+            while self._under_way:
+                await self._changed.wait()
+
+    async def halt(self) -> list[str]:
+        """Stop everything; returns the ids of the jobs that do not within `STOP_TIME`."""
+        self.paused = self._draining = True
         for job in self._under_way:
             job.flag.set("drained")
         with anyio.move_on_after(STOP_TIME):
-            await self._idle()
+            while self.busy:
+                await self._changed.wait()
         return [job.id for job in self._under_way]
 
-    async def _idle(self) -> None:
-        while self._under_way:
-            await self._changed.wait()
+    @property
+    def busy(self) -> bool:
+        """Whether a job is under way, or a pipeline is being loaded."""
+        return bool(self._under_way or self._loading)
+
+    def close(self) -> None:
+        """Nothing is run here any more: who follows a job that waits is told the rest by its entry."""
+        for job in tuple(self._jobs.values()):
+            self._retire(job)
 
     async def _next(self, kind: str) -> Scheduled:
         while self.paused or (job := self._line.take(kind, self._under_way)) is None:

@@ -63,7 +63,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
     a process leaves that was killed, once its `lease` has lapsed: a job that was under way is tried again alone then,
     and has failed, `abandoned`, when it was interrupted `max_attempts` times. A pipeline that does not stop is told to
     the log, and waited for; with `hard_exit` the process ends instead, with status 1, for a supervisor to start
-    it anew. A cancellation, or an error, that leaves the `async with` waits for `drain_timeout` no more.
+    it anew. A cancellation, or an error, that leaves the `async with` does not wait for `drain_timeout`.
     """
 
     def __init__(
@@ -141,25 +141,31 @@ class LocalDispatcher(AsyncContextManagerMixin):
         self._accepting_of: Counter[str] = Counter()  # by session key
         failure: Exception | None = None
         await self._owner.renew()
-        async with anyio.create_task_group() as group:
-            self._commits = Commits(group)
-            try:
-                async with anyio.create_task_group() as lanes:
-                    lanes.start_soon(self._owner.live)
-                    for device in self._devices:
-                        lanes.start_soon(self._scheduler.work, device)
-                    self._open = True
-                    try:
-                        yield self
-                        self._open = False
-                        await self._drain()
-                    except Exception as error:  # noqa: BLE001 - the caller's own, which a group would wrap in another
-                        failure = error
-                    finally:
-                        self._open = False
-                        lanes.cancel_scope.cancel()
-            finally:
-                await self._commits.uninterrupted(self._owner.resign)
+        try:
+            async with anyio.create_task_group() as group:
+                self._commits = Commits(group)
+                try:
+                    async with anyio.create_task_group() as lanes:
+                        lanes.start_soon(self._owner.live)
+                        for device in self._devices:
+                            lanes.start_soon(self._scheduler.work, device)
+                        self._open = True
+                        try:
+                            yield self
+                            self._open = False
+                            await self._scheduler.drain(self._drain_timeout.total_seconds())
+                        except Exception as error:  # noqa: BLE001 - the caller's own, which a group would wrap
+                            failure = error
+                        finally:
+                            self._open = False
+                            try:
+                                await self._commits.uninterrupted(self._halt)
+                            finally:
+                                lanes.cancel_scope.cancel()
+                finally:
+                    await self._commits.uninterrupted(self._owner.resign)
+        finally:
+            self._scheduler.close()
         if failure is not None:
             raise failure
 
@@ -281,16 +287,23 @@ class LocalDispatcher(AsyncContextManagerMixin):
         except StorageError as error:  # it is only a hint; and somebody else may submit the same job just now
             _logger.info("left the marker %s: %s", marker, error)
 
-    async def _drain(self) -> None:
-        stuck = await self._scheduler.drain(self._drain_timeout.total_seconds())
-        for job_id in stuck:
-            _logger.error("job %s goes back to the queue though its pipeline does not stop", job_id)
-            await give_back_job(job_id, store=self._store, owner=self._owner.name)
-        if stuck and self._hard_exit:
-            await self._owner.resign()
-            _logger.critical("ending this process: its pipelines do not stop")
-            logging.shutdown()
-            os._exit(1)
+    async def _halt(self) -> None:
+        """Stop what is under way, and see that a pipeline which goes on keeps its job, or this process, from nobody."""
+        stuck = await self._scheduler.halt()
+        try:
+            for job_id in stuck:
+                _logger.error("job %s goes back to the queue though its pipeline does not stop", job_id)
+                try:
+                    await give_back_job(job_id, store=self._store, owner=self._owner.name)
+                except StorageError:
+                    _logger.exception("job %s could not go back; it is taken over once the lease lapsed", job_id)
+            if self._hard_exit and self._scheduler.busy:
+                await self._owner.resign()
+        finally:
+            if self._hard_exit and self._scheduler.busy:
+                _logger.critical("ending this process: its pipelines do not stop")
+                logging.shutdown()
+                os._exit(1)
 
     def _handle(self, session: Session, job_id: str) -> LocalJob:
         return LocalJob(session, job_id, log=self._scheduler.log, cancel=self._cancel)
