@@ -309,6 +309,10 @@ class LocalDispatcher(AsyncContextManagerMixin):
         return LocalJob(session, job_id, log=self._scheduler.log, cancel=self._cancel)
 
     async def _cancel(self, job_id: str) -> JobInfo:
+        return await self._commits.uninterrupted(partial(self._end, job_id))
+
+    async def _end(self, job_id: str) -> JobInfo:
+        """Not to be interrupted: the entry of a job that waits would tell of an end that nobody here knows of."""
         log = self._scheduler.log(job_id) or JobLog()
         try:
             return await cancel_job(job_id, store=self._store, emit=log.append)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import anyio
 
-from tests import killing
+from tests import crashes, job_acts, killing
 
 DRAIN = 1.0  # seconds that `tests.workers` gives its jobs to end
 
@@ -44,8 +44,29 @@ def sigterm(root: Path) -> str:
     )
 
 
+def crash_points(root: Path) -> str:
+    walked = {name: anyio.run(crashes.walk, step) for name, step in crashes.STEPS.items()}
+    told = ", ".join(f"{name} {each.crashes}" for name, each in walked.items())
+    return f"crashes after each write ({told}): 0 lost, 0 with two effects, 0 leftovers once the next process has swept"
+
+
+def job_cancellations(root: Path) -> str:
+    async def cancel() -> int:
+        runs = [await job_acts.cancel_job_act(name) for name in job_acts.ACTS]
+        runs += [await job_acts.cancel_a_dispatcher()]
+        return sum(len(each) - 1 for each in runs)  # one was left undisturbed
+
+    runs = [anyio.run(cancel, backend_options={"use_uvloop": use_uvloop}) for use_uvloop in (False, True)]
+    return (
+        f"cancel_everywhere: {len(job_acts.ACTS)} kinds of call of a dispatcher, and a dispatcher's whole life, "
+        f"cancelled {sum(runs)} times: 0 entries, markers, threads or followers left"
+    )
+
+
 PROOFS: dict[str, Callable[[Path], str]] = {
     "job_kills": job_kills,
     "poison": poison,
     "sigterm": sigterm,
+    "crash_points": crash_points,
+    "job_cancellations": job_cancellations,
 }
