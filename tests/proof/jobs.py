@@ -9,7 +9,9 @@ from pathlib import Path
 
 import anyio
 
-from tests import crashes, job_acts, killing
+from async_sessions import LocalBlobStore
+from async_sessions.records import MIB
+from tests import crashes, crowds, job_acts, killing
 
 DRAIN = 1.0  # seconds that `tests.workers` gives its jobs to end
 
@@ -63,10 +65,42 @@ def job_cancellations(root: Path) -> str:
     )
 
 
+def cancels(root: Path) -> str:
+    met = anyio.run(partial(crowds.check_cancels, LocalBlobStore(root), cancels=1000, seed=int(time.time())))
+    assert met.total() == 1000
+    told = ", ".join(f"{count} {status}" for status, count in sorted(met.items()))
+    return (
+        f"1000 random cancels of 1500 jobs on 8 lanes (their jobs were then: {told}): 0 wrong cancels, "
+        "0 lanes, entries, markers or threads leaked"
+    )
+
+
+def flood(root: Path) -> str:
+    done = anyio.run(partial(crowds.check_flood, 10_000, max_queued=100))
+    assert (done.accepted, done.refused) == (100, 9900)
+    assert done.grown < MIB / 2
+    return (
+        f"10,000 submits where 100 may wait: {done.refused} typed refusals, {done.accepted} jobs done, "
+        f"{done.grown / 1024:.0f} KiB more in memory after the last 9,000"
+    )
+
+
+def expired(root: Path) -> str:
+    rounds = 20
+    swept = [anyio.run(crowds.check_sweeps, 50) for _ in range(rounds)]
+    return (
+        f"{sum(swept)} sweeps beside {rounds} x 50 jobs that wait in expired sessions: {rounds * 50} find their "
+        "images, then every session goes"
+    )
+
+
 PROOFS: dict[str, Callable[[Path], str]] = {
     "job_kills": job_kills,
     "poison": poison,
     "sigterm": sigterm,
     "crash_points": crash_points,
     "job_cancellations": job_cancellations,
+    "cancels": cancels,
+    "flood": flood,
+    "expired": expired,
 }
