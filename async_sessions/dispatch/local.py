@@ -22,7 +22,8 @@ from async_sessions._tasks import Commits
 from async_sessions.dispatch._job import LocalJob
 from async_sessions.dispatch._lease import Owner
 from async_sessions.dispatch._log import JobLog
-from async_sessions.dispatch._scheduler import Scheduler, kind_of
+from async_sessions.dispatch._scheduled import kind_of
+from async_sessions.dispatch._scheduler import Scheduler
 from async_sessions.errors import (
     InvalidRequestError,
     JobNotFoundError,
@@ -159,7 +160,10 @@ class LocalDispatcher(AsyncContextManagerMixin):
                         self._open = False
                         lanes.cancel_scope.cancel()
             finally:
-                await self._commits.uninterrupted(self._owner.resign)
+                try:
+                    await self._commits.uninterrupted(self._owner.resign)
+                finally:
+                    self._scheduler.close()
         if failure is not None:
             raise failure
 
@@ -178,7 +182,8 @@ class LocalDispatcher(AsyncContextManagerMixin):
         if request.idempotency_key is not None and job_id in (await session.info()).jobs:
             return job
         self._check_open()
-        self._check_room(session.key)
+        if job_id not in self._accepting:
+            self._check_room(session.key)
         self._accepting[job_id] += 1
         self._accepting_of[session.key] += 1
         try:
