@@ -27,7 +27,7 @@ class Scheduled:
         self.device: str | None = None  # that whose lane has it
         self.lent = False  # whether memory is, to prepare it in
         self.on_device: float | None = None  # since when; of the loop's clock
-        self._told: tuple[int, int] | None = None  # position and attempt
+        self._told: tuple[int, int, bool] | None = None  # position, attempt and whether an `eta` was known
         self._number = 0
 
     @property
@@ -53,9 +53,9 @@ class Scheduled:
 
     def move(self, position: int, eta: float | None, now: datetime) -> None:
         """Tell the position, unless it is the one that was told last."""
-        if self._told == (position, self.entry.attempt):
+        if self._told == (telling := (position, self.entry.attempt, eta is not None)):
             return
-        self._told = position, self.entry.attempt
+        self._told = telling
         self._number = queued_number(self._number, now - self.entry.submitted_at)
         self.log.append(Queued(id=f"{self.entry.attempt}.{self._number}", at=now, position=position, eta=eta))
 

@@ -52,6 +52,7 @@ class Scheduler:
         self._line: Line[Scheduled] = Line(max_running)
         self._jobs: dict[str, Scheduled] = {}
         self._under_way: list[Scheduled] = []
+        self._loaded: set[str] = set()  # devices
         self._looking: set[str] = set()  # devices that wait for a job to run, or to make ready
         self._ended: OrderedDict[str, JobLog] = OrderedDict()
         self._paces = Paces()
@@ -134,6 +135,8 @@ class Scheduler:
         models = {name: each for name, each in self._pipelines.items() if each.spec.device == kind}
         async with Lane(device, models) as lane, anyio.create_task_group() as jobs:
             await lane.load()
+            self._loaded.add(device)
+            self.wake()
             ready = anyio.Semaphore(1)
             while True:
                 await ready.acquire()
@@ -281,7 +284,9 @@ class Scheduler:
                 self._ended.popitem(last=False)
 
     def _time_left(self, kind: str) -> float | None:
-        """Seconds until the devices of `kind` are done with what they are at, shared by all of them."""
+        """Seconds until the devices of `kind` are done with what they are at, shared by all of them, where known."""
+        if self.paused or kind not in map(kind_of, self._loaded):
+            return None
         left = 0.0
         for job in self._under_way:
             if job.kind == kind and job.on_device is not None:
