@@ -17,7 +17,6 @@ from async_sessions._outputs import NotLoadedError, check, keep, out_of_device_m
 from async_sessions._pace import Pace
 from async_sessions._pipeline import JobContext
 from async_sessions.errors import (
-    AsyncSessionsError,
     JobCancelledError,
     JobNotFoundError,
     SessionNotFoundError,
@@ -258,7 +257,8 @@ class Run:
                     self.flag.set()
             except SessionNotFoundError:
                 self.flag.set()
-            except AsyncSessionsError:  # if it lasts, the end of the job will tell
+            except Exception:
+                # Whatever a backend raises, the run goes on; if it lasts, the end of the job will tell.
                 _logger.info("can't see whether job %s is still wanted", self._job_id, exc_info=True)
             await anyio.sleep(LOOK_INTERVAL)
             await self._reported.wait()

@@ -27,7 +27,7 @@ from async_sessions.testing.clock import FrozenClock
 from async_sessions.testing.faults import CountingBlobStore
 from tests import workers
 from tests.faults import keys_of, named_blobs
-from tests.job_acts import lanes
+from tests.job_acts import followers, lanes
 from tests.steps import local
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ async def check_cancels(blobs: BlobStore, *, cancels: int, seed: int) -> Counter
             scheduler = dispatcher._scheduler
             assert [*scheduler._jobs, *scheduler._under_way, *scheduler._line.order()] == []
             assert scheduler._ahead.free == scheduler._ahead.pixels
-            assert not any(log._changed.statistics().tasks_waiting for log in scheduler._ended.values())
+            assert followers(scheduler) == 0
             assert lanes() == LANES
         assert lanes() == 0
         assert await keys_of(store.blobs, "queue/") == await keys_of(store.blobs, "owners/") == set()

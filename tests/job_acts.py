@@ -20,6 +20,7 @@ from tests.steps import StepPipeline, local
 if TYPE_CHECKING:
     from async_sessions import JobInfo, Session, SessionStore
     from async_sessions.dispatch import Job, LocalDispatcher
+    from async_sessions.dispatch._scheduler import Scheduler
 
 Act = Callable[["JobStage"], Coroutine[Any, Any, object]]
 RED = Image.new("RGB", (40, 30), "red")
@@ -84,9 +85,9 @@ class JobStage:
             assert (entry.attempt - entry.excused) <= 1
         assert await keys_of(self.store.blobs, "queue/") == set()
         assert not scheduler._under_way
-        assert not scheduler._line.order()
+        assert list(scheduler._line.order()) == []
         assert scheduler._ahead.free == scheduler._ahead.pixels
-        assert not any(log._changed.statistics().tasks_waiting for log in scheduler._ended.values())
+        assert followers(scheduler) == 0
         assert lanes() == 1
         with suppress(SessionNotFoundError):
             await self.session.delete()
@@ -95,6 +96,11 @@ class JobStage:
 
 def lanes() -> int:
     return sum(thread.name.startswith("async_sessions-cpu") for thread in threading.enumerate())
+
+
+def followers(scheduler: Scheduler) -> int:
+    """Who waits for something to happen to a job that is over."""
+    return sum(log._changed.statistics().tasks_waiting for log in scheduler._ended.values() if log._changed is not None)
 
 
 async def _events(stage: JobStage) -> None:

@@ -8,27 +8,28 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 import anyio
-import msgspec
 from anyio import AsyncContextManagerMixin
 
 from async_sessions import _keys
-from async_sessions._life import NOT_WRITTEN
 from async_sessions._tasks import Commits
+from async_sessions.dispatch._accept import accept, checked
 from async_sessions.dispatch._job import LocalJob
 from async_sessions.dispatch._lease import Owner
 from async_sessions.dispatch._log import JobLog
-from async_sessions.dispatch._scheduler import Scheduler, kind_of
+from async_sessions.dispatch._scheduled import kind_of
+from async_sessions.dispatch._scheduler import Scheduler
 from async_sessions.errors import (
+    AsyncSessionsError,
     InvalidRequestError,
     JobNotFoundError,
     QueueFullError,
     SessionNotFoundError,
-    StorageError,
+    SlotEmptyError,
     StoreClosedError,
     UnknownPipelineError,
 )
@@ -179,12 +180,13 @@ class LocalDispatcher(AsyncContextManagerMixin):
         job_id = _keys.job_id(request.session_key, _keys.job_hex(request.idempotency_key))
         now = self._store.clock()
         arrival = self._scheduler.draw()
-        entry = await anyio.to_thread.run_sync(partial(_checked, pipeline, request, job_id, self._owner.name, now))
+        entry = await anyio.to_thread.run_sync(partial(checked, pipeline, request, job_id, self._owner.name, now))
         job = self._handle(session, job_id)
         if request.idempotency_key is not None and job_id in (await session.info()).jobs:
             return job
         self._check_open()
-        self._check_room(session.key)
+        if job_id not in self._accepting:
+            self._check_room(session.key)
         self._accepting[job_id] += 1
         self._accepting_of[session.key] += 1
         try:
@@ -213,6 +215,8 @@ class LocalDispatcher(AsyncContextManagerMixin):
         entry = await (await self.job(session, job_id)).info()
         if entry.unfinished:
             raise InvalidRequestError("The job is not over yet; wait for its end, or cancel it.")
+        if entry.lost:
+            raise SlotEmptyError(f"The image that this job had as {entry.lost[0]!r} was removed; submit a new one.")
         return await self.submit(
             GenerationRequest(
                 session_key=session.key,
@@ -258,34 +262,8 @@ class LocalDispatcher(AsyncContextManagerMixin):
         raise QueueFullError(f"{waiting} jobs{whose} are waiting already; try again {when}.", waiting + 1, after)
 
     async def _accept(self, session: Session, entry: JobInfo, arrival: int) -> None:
-        """Marker, then entry, then queue. Not to be interrupted: an entry that is not in the queue waits for long."""
-        marker = _keys.queue_marker(entry.id)
-        hint = {"owner": self._owner.name, "submitted_at": entry.submitted_at}
-        version = await self._store.blobs.put(marker, msgspec.json.encode(hint))
-        added = False
-
-        def add(current: JobInfo | None) -> JobInfo | None:
-            nonlocal added
-            added = current is None
-            return entry if added else None
-
-        try:
-            current = await session.edit_job(entry.id, add)
-        except Exception as error:
-            # after another storage error the entry may be there: then the marker leads to it, and it is taken in
-            if not isinstance(error, StorageError) or isinstance(error, NOT_WRITTEN):
-                await self._drop_marker(marker, version)
-            raise
-        if added:
+        if await accept(entry, session, self._store.blobs):
             self._scheduler.add(entry, arrival)
-        elif current is not None and not current.unfinished:  # the same request twice at once
-            await self._drop_marker(marker, version)
-
-    async def _drop_marker(self, marker: str, version: str) -> None:
-        try:
-            await self._store.blobs.delete(marker, expect=version)
-        except StorageError as error:  # it is only a hint; and somebody else may submit the same job just now
-            _logger.info("left the marker %s: %s", marker, error)
 
     async def _halt(self) -> None:
         """Stop what is under way, and see that a pipeline which goes on keeps its job, or this process, from nobody."""
@@ -295,7 +273,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
                 _logger.error("job %s goes back to the queue though its pipeline does not stop", job_id)
                 try:
                     await give_back_job(job_id, store=self._store, owner=self._owner.name)
-                except StorageError:
+                except AsyncSessionsError:
                     _logger.exception("job %s could not go back; it is taken over once the lease lapsed", job_id)
             if self._hard_exit and self._scheduler.busy:
                 await self._owner.resign()
@@ -320,11 +298,3 @@ class LocalDispatcher(AsyncContextManagerMixin):
             raise JobNotFoundError("There is no such job any more.") from error
         finally:
             self._scheduler.stop(job_id)
-
-
-def _checked(pipeline: Pipeline, request: GenerationRequest, job_id: str, owner: str, now: datetime) -> JobInfo:
-    entry = pipeline.spec.entry(request, job_id, owner, now)
-    check = getattr(pipeline, "check", None)
-    if check is not None:
-        check(entry.inputs, entry.params)
-    return entry
