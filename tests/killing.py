@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
 
 from tests import workers
 from tests.faults import keys_of, named_blobs
@@ -37,9 +39,12 @@ class Left(NamedTuple):
 
 
 @contextmanager
-def started(mode: str, root: Path, *options: object) -> Iterator[subprocess.Popen[str]]:
+def started(mode: str, root: Path, *options: object, stdout: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     arguments = [sys.executable, "-m", "tests.workers", mode, str(root), *map(str, options)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        nullcontext(subprocess.PIPE) if stdout is None else stdout.open("w") as out,
+        subprocess.Popen(arguments, stdout=out, stderr=subprocess.PIPE, text=True) as process,
+    ):
         try:
             yield process
         finally:
@@ -65,36 +70,57 @@ async def entries(root: Path) -> dict[str, JobInfo]:
         return {entry.id: entry async for entry in jobs_of(store)}
 
 
-async def check_kills(root: Path, kills: int, seed: int) -> Killed:
-    """Kill a process that submits and runs jobs, again and again; then let one finish them all.
+async def check_kills(root: Path, kills: int, seed: int, *, processes: int = 1) -> Killed:
+    """Kill one of the `processes` that submit and run jobs, again and again; then let one finish them all.
 
     What was acknowledged succeeds, once: an end is never written again, an output is that of the attempt that the entry
     tells of, and a sweep leaves nothing but what is named.
     """
     rng = random.Random(seed)
-    acknowledged: set[str] = set()
     over: dict[str, JobInfo] = {}
-    for number in range(kills):
-        with started("crowd", root, number, rng.random()) as victim:
-            assert victim.stdout is not None
-            lines = [victim.stdout.readline()]
-            with suppress(subprocess.TimeoutExpired):
-                raise AssertionError(f"it ended by itself: {victim.communicate(timeout=rng.uniform(0.005, 0.8))[1]}")
-            victim.kill()
-            lines += victim.communicate(timeout=10)[0].splitlines(keepends=True)
-            assert victim.returncode == -signal.SIGKILL
-        acknowledged |= {line.strip() for line in lines if line.endswith("\n")}
-        found = await entries(root)
-        assert acknowledged <= set(found)
-        assert all(found[job_id] == entry for job_id, entry in over.items())
-        over = {job_id: entry for job_id, entry in found.items() if not entry.unfinished}
+    with ExitStack() as stack:
+        crowds: list[Crowd] = []
+        for number in range(kills):
+            while len(crowds) < processes:
+                crowds.append(Crowd(stack, root, f"{number}.{len(crowds)}", rng.random()))
+                await crowds[-1].began()
+            await anyio.sleep(rng.uniform(0.005, 0.8))
+            crowds.pop(rng.randrange(processes)).kill()
+            found = await entries(root)
+            assert all(found[job_id] == entry for job_id, entry in over.items())
+            over = {job_id: entry for job_id, entry in found.items() if not entry.unfinished}
+        for crowd in crowds:
+            crowd.kill()
     assert finish(root, 100) == 0
+    acknowledged = {line for told in root.parent.glob("*.told") for line in _lines(told)}
     found = await entries(root)
     assert all(found[job_id] == entry for job_id, entry in over.items())
     assert acknowledged <= set(found)
     await check_over(root)
     interrupted = sum(entry.attempt - entry.excused - 1 for entry in found.values())
     return Killed(len(acknowledged), sum(entry.attempt for entry in found.values()), interrupted)
+
+
+class Crowd:
+    """A process that submits and runs jobs, and tells a file which were accepted."""
+
+    def __init__(self, stack: ExitStack, root: Path, name: str, seed: float) -> None:
+        self._told = root.parent / f"{name}.told"
+        self._process = stack.enter_context(started("crowd", root, name, seed, stdout=self._told))
+
+    async def began(self) -> None:
+        while not _lines(self._told):
+            assert self._process.poll() is None, self._process.communicate()[1]
+            await anyio.sleep(0.01)
+
+    def kill(self) -> None:
+        assert self._process.poll() is None, f"it ended by itself: {self._process.communicate()[1]}"
+        self._process.kill()
+        self._process.communicate(timeout=10)
+
+
+def _lines(told: Path) -> list[str]:
+    return [line.strip() for line in told.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 async def check_over(root: Path, *, failed: int = 0) -> None:

@@ -17,10 +17,15 @@ DRAIN = 1.0  # seconds that `tests.workers` gives its jobs to end
 
 
 def job_kills(root: Path, kills: int = 200) -> str:
-    done = anyio.run(partial(killing.check_kills, root, kills=kills, seed=int(time.time())))
+    told = []
+    for processes in (1, 2):
+        (folder := root / str(processes)).mkdir(parents=True)
+        check = partial(killing.check_kills, folder / "root", kills, int(time.time()), processes=processes)
+        done = anyio.run(check)
+        told.append(f"{done.acknowledged} acknowledged, {done.attempts} attempts, {done.interrupted} of them cut short")
     return (
-        f"{kills} x kill -9 in the middle of jobs: {done.acknowledged} acknowledged, {done.attempts} attempts, "
-        f"{done.interrupted} of them cut short: 0 lost, 0 with two effects, 0 stuck, 0 leftovers after a sweep"
+        f"{kills} x kill -9 in the middle of jobs: {told[0]}; {kills} more of one of two processes: {told[1]}: "
+        "0 lost, 0 with two effects, 0 stuck, 0 leftovers after a sweep"
     )
 
 
