@@ -63,8 +63,9 @@ class LocalDispatcher(AsyncContextManagerMixin):
     waits for that. Whatever is not over by then waits, at no cost, for the next dispatcher of this store. So does what
     a process leaves that was killed, once its `lease` has lapsed: a job that was under way is tried again alone then,
     and has failed, `abandoned`, when it was interrupted `max_attempts` times. A pipeline that does not stop is told to
-    the log, and waited for; with `hard_exit` the process ends instead, with status 1, for a supervisor to start
-    it anew. A cancellation, or an error, that leaves the `async with` does not wait for `drain_timeout`.
+    the log, and waited for; with `hard_exit` the process ends instead, with status 1, for a supervisor to start it
+    anew, and so it does while one is still being loaded. However the `async with` is left it is so; but a cancellation,
+    or an error, does not wait for `drain_timeout`.
     """
 
     def __init__(
