@@ -70,13 +70,15 @@ async def check_cancels(blobs: BlobStore, *, cancels: int, seed: int) -> Counter
 
         async def cancel(session: Session, job_id: str, delay: float) -> None:
             await anyio.sleep(delay)
-            met[(await (await dispatcher.job(session, job_id)).cancel()).status] += 1
+            job = await dispatcher.job(session, job_id)
+            met[(await job.info()).status] += 1
+            await job.cancel()
 
         async def user(session: Session) -> None:
             """One in three of its jobs is left alone."""
             for number in left:
                 for wanted in (False, True)[: 1 + number % 2]:
-                    params = {"seconds": rng.choice([0, 0.005, 0.02])}
+                    params = {"seconds": rng.choice([0.01, 0.05, 0.1])}
                     job = await dispatcher.submit(
                         await session.generation_request(
                             "busy", slots=(), params=params, priority=rng.choice([0, 0, 1])
@@ -84,7 +86,7 @@ async def check_cancels(blobs: BlobStore, *, cancels: int, seed: int) -> Counter
                     )
                     async with anyio.create_task_group() as group:
                         if not wanted:
-                            group.start_soon(cancel, session, job.id, rng.choice([0, 0.01, 0.03, 0.05]))
+                            group.start_soon(cancel, session, job.id, rng.uniform(0, 0.3))
                         try:
                             outputs = await job.result()
                         except JobCancelledError:
@@ -96,7 +98,7 @@ async def check_cancels(blobs: BlobStore, *, cancels: int, seed: int) -> Counter
 
         async with dispatcher:
             async with anyio.create_task_group() as group:
-                for number in range(40):
+                for number in range(2 * LANES):
                     group.start_soon(user, sessions[number % len(sessions)])
             meeting = [
                 await dispatcher.submit(await sessions[0].generation_request("meeting", slots=())) for _ in devices

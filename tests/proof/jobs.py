@@ -75,7 +75,7 @@ def cancels(root: Path) -> str:
     assert met.total() == 1000
     told = ", ".join(f"{count} {status}" for status, count in sorted(met.items()))
     return (
-        f"1000 random cancels of 1500 jobs on 8 lanes (their jobs were then: {told}): 0 wrong cancels, "
+        f"1000 random cancels among 1500 jobs on 8 lanes (theirs were {told} then): 0 wrong cancels, "
         "0 lanes, entries, markers or threads leaked"
     )
 
