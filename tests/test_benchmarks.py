@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.benchmarks import scale
+from tests.benchmarks import device, scale, tables
 from tests.benchmarks.designs import check, retrieved, stored
 from tests.benchmarks.peers import EVERYBODY
 from tests.benchmarks.threaded import ThreadedSessions
@@ -73,3 +73,15 @@ def test_the_threaded_design_removes_a_session_that_is_too_old(tmp_path: Path) -
     assert threaded.cleanup(timedelta(hours=1)) == 0
     assert threaded.cleanup(timedelta(0)) == 1
     assert not folder.exists()
+
+
+async def test_a_device_waits_between_all_its_jobs_with_and_without_preparing_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "RUN", 0.01)
+    monkeypatch.setattr(device, "TWELVE_MEGAPIXELS", SIZE)
+    monkeypatch.setattr("tests.benchmarks.pictures._STRIP", 64)
+    measured = await device.measure(jobs=3, idle=0.01, reruns=0)
+    assert [len(waits.between) for waits in measured.values()] == [2, 2]
+    assert all(wait > 0 for waits in measured.values() for wait in waits.between)
+    assert device.AHEAD in tables.device_table(measured)

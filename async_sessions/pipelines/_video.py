@@ -14,7 +14,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 if TYPE_CHECKING:
     import numpy as np
 
-# x264's assembly for `mbtree` weighs memory that nothing was written to: the same frames made other files each time.
+# With mbtree the same frames made other files, on one thread too: its assembly does it (not where asm=0).
 _REPEATABLE: Final = {"x264-params": "mbtree=0"}
 
 

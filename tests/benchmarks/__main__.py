@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from async_sessions._budget import DEFAULT_PIXELS
-from tests.benchmarks import cases, lag, memory, peers, pictures, ratios, report, scale, tables
+from tests.benchmarks import cases, device, lag, memory, peers, pictures, ratios, report, scale, tables
 from tests.benchmarks.designs import PACKAGE, THREADED, UNSYNCED, Package, Threaded, ThreadedInLoop
 from tests.benchmarks.lag import Load
 from tests.benchmarks.pictures import HD, TWELVE_MEGAPIXELS
@@ -24,6 +24,8 @@ async def measure(*, quick: bool) -> str:
     load, started = os.getloadavg()[0], time.monotonic()
     speed = await _speed(quick=quick)
     lags = await _lags(quick=quick)
+    _tell("a device and its queue")
+    waits = await device.measure(jobs=6 if quick else device.JOBS)
     memories = await _memories(quick=quick)
     _tell("many sessions")
     scales = [
@@ -43,6 +45,9 @@ async def measure(*, quick: bool) -> str:
             "## The event loop, while images are stored",
             report.LAG,
             tables.lag_table(lags),
+            "## A device between two jobs",
+            report.DEVICE,
+            tables.device_table(waits),
             "## Memory",
             report.MEMORY,
             tables.memory_table(memories, memory.CACHE_BYTES + 4 * DEFAULT_PIXELS),

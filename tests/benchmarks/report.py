@@ -14,6 +14,7 @@ import PIL
 from diskcache import __version__ as diskcache_version  # type: ignore[import-untyped]
 from PIL import features
 
+from tests.benchmarks.device import FRAME, RUN
 from tests.benchmarks.lag import BEAT, VOID
 from tests.benchmarks.memory import CACHE_BYTES
 
@@ -55,6 +56,12 @@ longer, and in threads not worse: one works while the others wait for its lock. 
 the last image is stored; Gradio works so for the image of a `gr.update` and for files from outside its cache. *Busy
 cores* is for how long, when the lag was longest, the loop's thread was ready to run and had no core, because the
 encoders or other programs had them all."""
+
+DEVICE = f"""\
+A queue of jobs, each with two 12 MP JPEGs of its own, for one device that is at work for {RUN:g} s of each: a pipeline
+decodes the images, crops and resizes them to {FRAME[0]}x{FRAME[1]} and lays them out. Idle is the time between the end
+of a run and the start of the next, in milliseconds. In turn means that the device's thread does what `Pipeline.prepare`
+does ahead. Lag is that of the event loop, idle / meanwhile."""
 
 MEMORY = f"""\
 Megabytes resident beyond those of the empty store, in a process of its own, with a flat 1080p image (8.3 MB in memory)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.designs import PACKAGE, THREADED, Cost, Facts
+from tests.benchmarks.device import AHEAD
 from tests.benchmarks.lag import Run, median_of
 from tests.benchmarks.scale import INTERVAL
 
 if TYPE_CHECKING:
+    from tests.benchmarks.device import Waits
     from tests.benchmarks.memory import Memory
     from tests.benchmarks.ratios import Row
     from tests.benchmarks.scale import Scale
@@ -21,6 +23,7 @@ SIZE_GOAL = 1.2
 FLAT_GOAL = 128 * 1024  # bytes more
 RESTORE_GOAL = 0.002  # seconds
 SCAN_GOAL = 5  # times the old scan
+IDLE_GOAL = 0.005  # seconds
 CORE_GOAL = 0.001  # of a core, at the largest size
 NOT_MEASURED = "-"
 
@@ -81,6 +84,22 @@ def lag_table(runs: Mapping[str, Sequence[Run]]) -> str:
             notes.append(f"{name}: runs void and repeated, {sum(run.voided for run in heard)}; void and shown, {void}.")
     p99, longest = (f"at most {1000 * goal:g}" for goal in LAG_GOALS)
     names = ["", "p50", "p99", "longest", "added to p99", p99, "added to longest", longest, "of longest, busy cores"]
+    return "\n\n".join([_table(names, lines), *(notes or ["No run was void."])])
+
+
+def device_table(measured: Mapping[str, Waits]) -> str:
+    lines = []
+    for name, waits in measured.items():
+        goal = _yes(waits.median <= IDLE_GOAL) if name == AHEAD else ""
+        cells = [f"**{_ms(waits.median)}**", goal, _ms(waits.p95), _ms(max(waits.between)), f"{waits.used:.1%}"]
+        lags = [
+            f"{_ms(waits.idle.p99)} / {_ms(waits.busy.p99)}",
+            f"{_ms(waits.idle.longest)} / {_ms(waits.busy.longest)}",
+        ]
+        lines.append([name, *cells, *lags])
+    goal = f"at most {1000 * IDLE_GOAL:g}"
+    names = ["", "idle between runs, median", goal, "p95", "longest", "device at work", "lag, p99", "lag, longest"]
+    notes = [f"{name}: void, the idle loop was late." for name, waits in measured.items() if not waits.valid]
     return "\n\n".join([_table(names, lines), *(notes or ["No run was void."])])
 
 
