@@ -74,9 +74,10 @@ def event_order(event_id: str | None) -> tuple[int, int]:
 def queued_number(last: int, waited: timedelta) -> int:
     """The number of the next position that is told, after `last`, of a job that was submitted `waited` ago.
 
-    By the time, in tenths of a second: so it is also after those that a process told before it was restarted.
+    By the time, in hundredths of a second: so it is also after those that a process told before it was restarted,
+    however many jobs left the queue in its last seconds.
     """
-    return min(max(last + 1, WAIT + int(waited.total_seconds() * 10)), END - 1)
+    return min(max(last + 1, WAIT + int(waited.total_seconds() * 100)), END - 1)
 
 
 def entry_event(entry: JobInfo) -> JobEvent | None:

@@ -34,7 +34,7 @@ class Lane(AsyncContextManagerMixin):
 
     def __init__(self, device: str, models: Mapping[str, Loadable]) -> None:
         self.device = device
-        self.failures: dict[str, Exception] = {}
+        self.failures: dict[str, BaseException] = {}
         self._models = models
         self._loaded: list[Loadable] = []
 
@@ -91,7 +91,7 @@ class Lane(AsyncContextManagerMixin):
     def _load_one(self, name: str, model: Loadable) -> None:
         try:
             model.load(self.device)
-        except Exception as error:
+        except BaseException as error:
             _logger.warning("pipeline %s could not be loaded on %s", name, self.device, exc_info=True)
             self.failures[name] = error
         else:
@@ -104,7 +104,7 @@ class Lane(AsyncContextManagerMixin):
     def _release_one(self, model: Loadable) -> None:
         try:
             getattr(model, "release", lambda: None)()
-        except Exception:
+        except BaseException:
             _logger.exception("a pipeline could not be released from %s", self.device)
 
 

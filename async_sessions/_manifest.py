@@ -189,22 +189,26 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return replace(self, pins={name: until for name, until in self.pins.items() if name != owner})
 
     def with_job(self, job: JobInfo) -> Manifest:
-        """Add or replace a job's entry. An end lets go of the images that were only kept for it."""
-        changed = replace(self, jobs={**self.jobs, job.id: job})
+        """Add or replace a job's entry. An end lets go of the images that were only kept for it.
+
+        A job that has just ended is the last of all: so they are in the order of their ends, whatever a clock says.
+        """
         if job.unfinished:
-            return changed
+            return replace(self, jobs={**self.jobs, job.id: job})
         discarded = {each.record.blob for each in self.retired if each.discarded}
-        inputs = {role: record for role, record in job.inputs.items() if record.blob not in discarded}
-        changed = replace(changed, jobs={**changed.jobs, job.id: replace(job, inputs=inputs)})
+        lost = [role for role, record in job.inputs.items() if record.blob in discarded]
+        inputs = {role: record for role, record in job.inputs.items() if role not in lost}
+        old = self.jobs.get(job.id)
+        others = {name: each for name, each in self.jobs.items() if each is not old or not each.unfinished}
+        changed = replace(self, jobs={**others, job.id: replace(job, inputs=inputs, lost=(*job.lost, *lost))})
         needed = {record.blob for other in changed.unfinished_jobs() for record in other.inputs.values()}
         kept = tuple(each for each in self.retired if not each.discarded or each.record.blob in needed)
         return replace(changed, retired=kept)
 
     def remembering(self, count: int) -> Manifest:
         """Only the last `count` of the jobs that are over, with their outputs."""
-        over = [job for job in self.jobs.values() if not job.unfinished]
-        over.sort(key=lambda job: job.finished_at or job.submitted_at)
-        gone = {job.id for job in over[: max(0, len(over) - count)]}
+        over = [job.id for job in self.jobs.values() if not job.unfinished]
+        gone = set(over[: max(0, len(over) - count)])
         return replace(self, jobs={name: job for name, job in self.jobs.items() if name not in gone}) if gone else self
 
     def without_retired(self, now: datetime, grace: timedelta) -> Manifest:

@@ -9,15 +9,20 @@ WEIGHT = 0.3  # of the newest run in what is expected of the next
 
 
 class Pace:
-    """One run's: the mean time of the steps it has done since its first report, which comes after a warm-up."""
+    """One run's: the mean time of the steps it has done since its first report, which comes after a warm-up.
+
+    Steps that begin anew are those of another phase, which is measured by itself.
+    """
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
+        self._last = 0
 
     def remaining(self, step: int, total: int, now: float) -> float | None:
         """Seconds until step `total` is done, now that `step` is; `None` until two steps have been seen."""
-        if self._first is None or step < self._first[0]:
+        if self._first is None or step < self._last:
             self._first = step, now
+        self._last = step
         first, since = self._first
         if step <= first:
             return None

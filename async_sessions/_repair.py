@@ -49,11 +49,13 @@ def without_blob(manifest: Manifest, blob: str) -> Manifest:
 def _job_without(job: JobInfo, blob: str) -> JobInfo:
     if job.unfinished:
         return job
-    inputs = {role: record for role, record in job.inputs.items() if record.blob != blob}
+    lost = tuple(role for role, record in job.inputs.items() if record.blob == blob)
+    inputs = {role: record for role, record in job.inputs.items() if role not in lost}
+    job = replace(job, inputs=inputs, lost=(*job.lost, *lost))
     outputs = {name: output for name, output in job.outputs.items() if output.blob != blob}
     if len(outputs) == len(job.outputs):
-        return replace(job, inputs=inputs)
-    return replace(job, inputs=inputs, outputs=outputs, status="failed", error=_LOST)
+        return job
+    return replace(job, outputs=outputs, status="failed", error=_LOST)
 
 
 def with_record(manifest: Manifest, record: ImageRecord) -> Manifest:

@@ -17,7 +17,6 @@ from async_sessions._outputs import NotLoadedError, check, keep, out_of_device_m
 from async_sessions._pace import Pace
 from async_sessions._pipeline import JobContext
 from async_sessions.errors import (
-    AsyncSessionsError,
     JobCancelledError,
     JobNotFoundError,
     SessionNotFoundError,
@@ -74,8 +73,8 @@ class Run:
 
         def change(entry: JobInfo | None) -> JobInfo | None:
             changed = _entry.begun(entry, owner=self._owner, now=now)
-            if changed is not None and changed.under_way:
-                self._attempt = changed.attempt  # known here: the commit also holds where its caller is cancelled
+            # known here: the commit also holds where its caller is cancelled; and anew, should this be called again
+            self._attempt = changed.attempt if changed is not None and changed.under_way else None
             return changed
 
         entry = await self._write(change)
@@ -258,7 +257,8 @@ class Run:
                     self.flag.set()
             except SessionNotFoundError:
                 self.flag.set()
-            except AsyncSessionsError:  # if it lasts, the end of the job will tell
+            except Exception:
+                # Whatever a backend raises, the run goes on; if it lasts, the end of the job will tell.
                 _logger.info("can't see whether job %s is still wanted", self._job_id, exc_info=True)
             await anyio.sleep(LOOK_INTERVAL)
             await self._reported.wait()

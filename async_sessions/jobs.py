@@ -82,23 +82,26 @@ async def run_job(
     for this job alone. Of the jobs that share a lane one is on the device while others prepare, or store what they
     made. Setting `flag` cancels the job. With `owner`, a job that is another's is left alone.
 
-    What a crash leaves, by the write that was the last one, and who mends it. What was acknowledged is in no row:
+    What a crash leaves, by the write that was the last one, and who mends it. Nothing that was acknowledged is lost:
 
-    ============================ ========================================== =======================================
-    last write                   left behind                                mended by
-    ============================ ========================================== =======================================
-    submit: marker               a marker without an entry                  the sweep, after `grace`
-    submit: entry                an accepted job that waits                 the dispatcher that takes it over
-    begin: entry                 an attempt under way that nobody runs      take-over: counted, tried again alone
-    on the device: entry         the same                                   the same
-    finish: some outputs, or all the same, and blobs that nobody names      take-over; the sweep, after `grace`
-    finish: entry                a job that is over, and its marker         the sweep, after `grace`
-    cancel (waiting): entry      a job that is over, and its marker         the sweep, after `grace`
-    cancel (under way): entry    an attempt that nobody wants               take-over ends it as cancelled
-    give back: entry             a job that waits                           the dispatcher that takes it over
-    delete: tombstone            blobs that nobody names, and a marker      the sweep
-    take-over: entry             a job that waits for another dead owner    the next take-over
-    ============================ ========================================== =======================================
+    ============================== ========================================== ===================================
+    last write                     left behind                                mended by
+    ============================== ========================================== ===================================
+    any                            the lease of a dead owner                  the sweep, after `grace`
+    submit: marker                 a marker without an entry                  the sweep, after `grace`
+    submit: entry                  an accepted job that waits                 take-over
+    begin: entry                   an attempt under way that nobody runs      take-over: tried again, alone; counted
+    on the device: entry           the same                                   the same
+    finish: some outputs, or all   the same, and blobs that nobody names      take-over; the sweep, after `grace`
+    finish: entry                  a job that is over, and its marker         the sweep, after `grace`
+    cancel (not on device): entry  a job that is over, and its marker         the sweep, after `grace`
+    cancel (on the device): entry  an attempt that nobody wants               take-over ends it as cancelled
+    give back: entry               a job that waits                           take-over
+    delete: tombstone              a tombstone, its blobs, and markers        the sweep; markers after `grace`
+    delete: manifest               markers without an entry                   the sweep, after `grace`
+    take-over: entry that waits    a job that waits for another dead owner    the next take-over
+    take-over: entry that is over  a job that is over, and its marker         the sweep, after `grace`
+    ============================== ========================================== ===================================
     """
     run = Run(job_id, store, emit, flag or CancelFlag(), owner=owner)
     try:

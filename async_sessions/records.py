@@ -43,6 +43,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_total_bytes: int | None = None
     keep_metadata: bool = False
 
+    def __post_init__(self) -> None:
+        if self.keep_jobs < 1:
+            raise ValueError("`keep_jobs` must be at least 1: who follows a job has to learn how it ended.")
+
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One stored image.
@@ -113,7 +117,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     A job is `preparing` from the moment in which an attempt begins until its device takes it. `attempt` counts the
     attempts that were begun, `excused` those among them that were stopped so that the process could end. `owner` is the
     dispatcher that looks after it. A job that waits for a `retry` runs with nothing beside it: its last attempt ended
-    with its process, or took more memory than its device had.
+    with its process, or took more memory than its device had. `lost` are the roles of `inputs` that were removed.
     """
 
     id: str
@@ -132,6 +136,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime | None = None
     outputs: dict[str, OutputRecord] = {}
     error: JobError | None = None
+    lost: tuple[str, ...] = ()
 
     @property
     def unfinished(self) -> bool:

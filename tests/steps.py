@@ -30,9 +30,12 @@ class StepPipeline:
     It writes down in which thread, and in which order, it was called.
     """
 
-    def __init__(self, name: str = "steps", **slots: bool) -> None:
+    def __init__(self, name: str = "steps", *, device: str = "cpu", **slots: bool) -> None:
         self.spec = PipelineSpec(
-            name=name, slots=slots, defaults={"steps": 3, "endless": False, "label": "", "fail": "", "colour": "red"}
+            name=name,
+            slots=slots,
+            defaults={"steps": 3, "endless": False, "label": "", "fail": "", "colour": "red"},
+            device=device,
         )
         self.calls: list[tuple[str, str]] = []  # (what, thread)
         self.ran: list[str] = []  # labels

@@ -220,6 +220,32 @@ async def test_an_older_attempt_does_not_overwrite_a_newer_one(session_store: Se
     assert await keys_of(session_store.blobs, "queue/") == {f"queue/{entry.id}.json"}
 
 
+async def test_a_beginning_that_another_process_overtook_is_none() -> None:
+    """Both would have been the same attempt, and both could have written its end."""
+    blobs = FaultyBlobStore()
+    async with open_store(blobs, cleanup_interval=None) as store, open_store(blobs.inner) as other:
+        session = await store.create_session()
+        pipeline = StepPipeline()
+        entry = await accepted(store, session, pipeline)
+        overtaken = anyio.Event()
+        blobs.before_put = lambda key: overtaken if key.startswith("manifests/") else None
+        async with anyio.create_task_group() as group:
+
+            async def run() -> None:
+                await run_job(entry.id, store=store, pipelines=[pipeline], emit=lambda event: None, owner="tests")
+
+            group.start_soon(run)
+            await blobs.putting.wait()
+            blobs.before_put = lambda key: None
+            there = await other.open_by_key(session.key)
+            begun = await there.edit_job(
+                entry.id, lambda current: current and replace(current, owner="other", status="preparing", attempt=1)
+            )
+            overtaken.set()
+        assert (await session.info()).jobs[entry.id] == begun
+        assert pipeline.ran == []
+
+
 async def test_a_job_whose_session_is_gone_counts_as_cancelled(session_store: SessionStore, session: Session) -> None:
     pipeline = StepPipeline()
     entry = await accepted(session_store, session, pipeline)

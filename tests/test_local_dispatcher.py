@@ -3,10 +3,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -39,6 +38,7 @@ from async_sessions.jobs import (
     event_order,
 )
 from tests.faults import FaultyBlobStore, keys_of
+from tests.following import Gate, collected, submit, until
 from tests.steps import StepPipeline, local
 
 if TYPE_CHECKING:
@@ -47,39 +47,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 RED = Image.new("RGB", (40, 30), "red")
-
-
-class Gate:
-    """Holds generate calls in their thread until it is opened; tells the loop when the first has come."""
-
-    def __init__(self) -> None:
-        self.reached = anyio.Event()
-        self._open = threading.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def __call__(self, context: JobContext) -> None:
-        self._loop.call_soon_threadsafe(self.reached.set)
-        assert self._open.wait(30)
-
-    def open(self) -> None:
-        self._open.set()
-
-
-async def submit(dispatcher: Dispatcher, session: Session, pipeline: str = "steps", **params: Any) -> Job:
-    request = await session.generation_request(pipeline, slots=(), params=params)
-    return await dispatcher.submit(request)
-
-
-async def until(job: Job, kind: type[JobEvent]) -> JobEvent:
-    async with aclosing(job.events()) as events:  # type: ignore[type-var]
-        async for event in events:
-            if isinstance(event, kind):
-                return event
-    raise AssertionError(f"the job ended without {kind.__name__}")
-
-
-async def collected(job: Job, after: str | None = None) -> list[JobEvent]:
-    return [event async for event in job.events(after)]
 
 
 # --- jobs that run

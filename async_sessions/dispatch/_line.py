@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection
+from bisect import insort
+from collections import Counter, deque
+from collections.abc import Collection, Iterator
+from heapq import heapify, heappop, heapreplace
+from itertools import groupby
 from typing import Generic, Protocol, TypeVar
 
 
@@ -28,34 +31,46 @@ J = TypeVar("J", bound=Waiting)
 class Line(Generic[J]):
     """Jobs by priority, the higher first; within one the sessions take turns, each with its oldest job.
 
-    The session that was served longest ago is the next: one with twenty jobs does not keep another waiting. At most
-    `max_running` jobs of a session are under way at a time.
+    The session that was served longest ago is the next: one with twenty jobs does not keep another waiting. One that
+    comes anew is served before the one that was served last, and after all others, so that many of them do not keep
+    the one with twenty jobs waiting either. At most `max_running` jobs of a session are under way at a time.
     """
 
     def __init__(self, max_running: int | None = None) -> None:
-        self._jobs: list[J] = []
+        self._jobs: list[J] = []  # by priority and arrival
         self._max_running = max_running
-        self._served: dict[str, int] = {}  # by session key; of those that have a job here
-        self._turns = 0
+        self._served: dict[str, float] = {}  # the last turn by session key; of those that have a job here, or had
+        self._turn = 0
 
     def __contains__(self, job: J) -> bool:
         return job in self._jobs
 
     def add(self, job: J) -> None:
-        self._jobs.append(job)
+        insort(self._jobs, job, key=lambda job: (-job.priority, job.arrival))
+        self._served.setdefault(job.session_key, self._turn - 0.5)
 
     def remove(self, job: J) -> None:
         self._jobs.remove(job)
 
-    def order(self) -> list[J]:
+    def order(self) -> Iterator[J]:
         """All jobs in the order in which they would run if no other came."""
-        ahead: Counter[tuple[str, int]] = Counter()
-        turns: list[tuple[tuple[int, int, int, int], J]] = []
-        for job in sorted(self._jobs, key=lambda job: job.arrival):
-            own = job.session_key, job.priority
-            turns.append(((-job.priority, ahead[own], self._served.get(job.session_key, 0), job.arrival), job))
-            ahead[own] += 1
-        return [job for _, job in sorted(turns, key=lambda turn: turn[0])]
+        served, turn = self._served.copy(), self._turn
+        for _, level in groupby(self._jobs, key=lambda job: job.priority):
+            waiting: dict[str, deque[J]] = {}
+            for job in level:
+                waiting.setdefault(job.session_key, deque()).append(job)
+            heads = [(served[key], jobs[0].arrival, key) for key, jobs in waiting.items()]
+            heapify(heads)
+            while heads:
+                key = heads[0][2]
+                jobs = waiting[key]
+                yield jobs.popleft()
+                turn += 1
+                served[key] = turn
+                if jobs:
+                    heapreplace(heads, (turn, jobs[0].arrival, key))
+                else:
+                    heappop(heads)
 
     def take(self, kind: str, under_way: Collection[J]) -> J | None:
         """The next job for a device of `kind`, which leaves the line; `None` while there is none that may run.
@@ -78,8 +93,8 @@ class Line(Generic[J]):
 
     def _serve(self, job: J, running: Counter[str]) -> J:
         self._jobs.remove(job)
-        self._turns += 1
-        here = {other.session_key for other in self._jobs} | set(running) | {job.session_key}
+        self._turn += 1
+        here = {other.session_key for other in self._jobs} | set(running)
         self._served = {key: turn for key, turn in self._served.items() if key in here}
-        self._served[job.session_key] = self._turns
+        self._served[job.session_key] = self._turn
         return job

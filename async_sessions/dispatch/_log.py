@@ -21,7 +21,7 @@ class JobLog:
     def __init__(self) -> None:
         self.closed = False
         self._events: list[JobEvent] = []
-        self._changed = anyio.Event()
+        self._changed: anyio.Event | None = None  # made by who waits: most jobs are followed by nobody
 
     @property
     def ended(self) -> bool:
@@ -49,8 +49,10 @@ class JobLog:
                     return event
             if self.ended or self.closed:
                 return None
+            self._changed = self._changed or anyio.Event()
             await self._changed.wait()
 
     def _wake(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from async_sessions import _keys
 from async_sessions._budget import PixelBudget
-from async_sessions._events import queued_number
 from async_sessions._pace import Paces
 from async_sessions.dispatch._line import Line
-from async_sessions.dispatch._log import JobLog
-from async_sessions.jobs import CancelFlag, Lane, Queued, Started, run_job
+from async_sessions.dispatch._scheduled import Scheduled, kind_of
+from async_sessions.jobs import CancelFlag, Lane, Started, run_job
 
 if TYPE_CHECKING:
+    from async_sessions._budget import Loan
+    from async_sessions.dispatch._log import JobLog
     from async_sessions.jobs import JobEvent, Pipeline
     from async_sessions.records import JobInfo
     from async_sessions.store import SessionStore
@@ -26,46 +26,6 @@ KEPT_LOGS: Final = 256  # of jobs that ended; older ones are told from their ent
 STOP_TIME: Final = 0.5  # seconds that a pipeline has to stop once the time to drain is over
 
 _logger = logging.getLogger("async_sessions")
-
-
-class Scheduled:
-    """A job that this process looks after, from its acceptance, or its take-over, to its end."""
-
-    def __init__(self, entry: JobInfo, kind: str, arrival: int) -> None:
-        self.entry = entry
-        self.kind = kind
-        self.arrival = arrival
-        self.session_key = _keys.split_job_id(entry.id)[0]
-        self.flag = CancelFlag()
-        self.log = JobLog()
-        self.on_device: float | None = None  # since when; of the loop's clock
-        self._told: tuple[int, int] | None = None  # position and attempt
-        self._number = 0
-
-    @property
-    def id(self) -> str:
-        return self.entry.id
-
-    @property
-    def priority(self) -> int:
-        return self.entry.priority
-
-    @property
-    def alone(self) -> bool:
-        return self.entry.retry is not None
-
-    @property
-    def pixels(self) -> int:
-        return sum(record.pixel_count for record in self.entry.inputs.values())
-
-    def move(self, position: int, eta: float | None, store: SessionStore) -> None:
-        """Tell the position, unless it is the one that was told last."""
-        if self._told == (position, self.entry.attempt):
-            return
-        self._told = position, self.entry.attempt
-        now = store.clock()
-        self._number = queued_number(self._number, now - self.entry.submitted_at)
-        self.log.append(Queued(id=f"{self.entry.attempt}.{self._number}", at=now, position=position, eta=eta))
 
 
 class Scheduler:
@@ -92,6 +52,8 @@ class Scheduler:
         self._line: Line[Scheduled] = Line(max_running)
         self._jobs: dict[str, Scheduled] = {}
         self._under_way: list[Scheduled] = []
+        self._loaded: set[str] = set()  # devices
+        self._looking: set[str] = set()  # devices that wait for a job to run, or to make ready
         self._ended: OrderedDict[str, JobLog] = OrderedDict()
         self._paces = Paces()
         self._arrivals = 0
@@ -103,7 +65,8 @@ class Scheduler:
         return sum(session_key in (None, job.session_key) for job in waiting)
 
     def holds(self, job_id: str) -> bool:
-        return job_id in self._jobs
+        """Whether the job is to be left alone: it is looked after, or this process takes no more."""
+        return self._draining or job_id in self._jobs
 
     def log(self, job_id: str) -> JobLog | None:
         job = self._jobs.get(job_id)
@@ -115,14 +78,16 @@ class Scheduler:
         return self._arrivals
 
     def add(self, entry: JobInfo, arrival: int | None = None) -> None:
+        """Take in a job that waits; once jobs are begun no more, its entry is all that is needed of it."""
+        if self._draining:
+            return
         kind = self._pipelines[entry.pipeline].spec.device
         job = Scheduled(entry, kind, self.draw() if arrival is None else arrival)
         self._jobs[job.id] = job
         self._line.add(job)
-        for ready in self._under_way:
-            if ready.on_device is None and not ready.alone and self._is_due_before(job, ready):
-                ready.flag.set("overtaken")
-                break
+        overtaken = [ready for ready in self._under_way if ready.made_ready and self._is_due_before(job, ready)]
+        if overtaken and not self._idle_devices(kind):
+            min(reversed(overtaken), key=lambda ready: ready.priority).flag.set("overtaken")
         self.wake()
 
     def _is_due_before(self, job: Scheduled, ready: Scheduled) -> bool:
@@ -139,19 +104,23 @@ class Scheduler:
             if job in self._line and job.log.ended:
                 self._line.remove(job)
                 self._retire(job)
-                self.wake()
+            self.wake()
 
     def wake(self) -> None:
         """Something has changed: tell positions, and let the lanes look again."""
         ahead: Counter[str] = Counter()
+        now = self._store.clock()
         etas = {kind: self._time_left(kind) for kind in self._lanes}
         ready = [job for job in self._under_way if job.on_device is None]
         for job in (*ready, *self._line.order()):
             ahead[job.kind] += 1
             eta = etas[job.kind]
-            job.move(ahead[job.kind], eta, self._store)
+            job.move(ahead[job.kind], eta, now)
             expected = self._paces.expected(job.entry.pipeline)
             etas[job.kind] = None if eta is None or expected is None else eta + expected / self._lanes[job.kind]
+        self._notify()
+
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
 
@@ -165,42 +134,91 @@ class Scheduler:
         kind = kind_of(device)
         models = {name: each for name, each in self._pipelines.items() if each.spec.device == kind}
         async with Lane(device, models) as lane, anyio.create_task_group() as jobs:
-            await lane.load()
+            try:
+                await lane.load()
+            finally:
+                self._loaded.add(device)
+                self.wake()
             ready = anyio.Semaphore(1)
             while True:
                 await ready.acquire()
-                jobs.start_soon(self._run, await self._next(kind), lane, ready)
+                jobs.start_soon(self._run, await self._next(device), lane, ready)
 
-    async def drain(self, seconds: float) -> list[str]:
-        """Begin nothing more, return what is only being made ready to the queue, wait, then stop the others.
-
-        Returns the ids of the jobs whose pipelines did not stop.
-        """
+    async def drain(self, seconds: float) -> None:
+        """Begin nothing more, return what is only being made ready to the queue, and wait for what is on a device."""
         self.paused = self._draining = True
         for job in self._under_way:
             if job.on_device is None:
                 job.flag.set("drained")
+        self.wake()
         with anyio.move_on_after(seconds):
-            await self._idle()
+            while self._under_way:
+                await self._changed.wait()
+
+    async def halt(self) -> list[str]:
+        """Stop everything; returns the ids of the jobs that do not within `STOP_TIME`."""
+        self.paused = self._draining = True
         for job in self._under_way:
             job.flag.set("drained")
+        self.wake()
         with anyio.move_on_after(STOP_TIME):
-            await self._idle()
+            while self.busy:
+                await self._changed.wait()
         return [job.id for job in self._under_way]
 
-    async def _idle(self) -> None:
-        while self._under_way:
-            await self._changed.wait()
+    @property
+    def busy(self) -> bool:
+        """Whether a job is under way, or a pipeline is still being loaded."""
+        return bool(self._under_way) or len(self._loaded) < self._lanes.total()
 
-    async def _next(self, kind: str) -> Scheduled:
-        while self.paused or (job := self._line.take(kind, self._under_way)) is None:
-            await self._changed.wait()
+    def close(self) -> None:
+        """Nothing runs here any more: who follows a job looks at its entry from here on."""
+        self.paused = self._draining = True
+        for job in list(self._jobs.values()):
+            self._retire(job)
+
+    async def _next(self, device: str) -> Scheduled:
+        self._looking.add(device)
+        try:
+            while (job := self._take(device)) is None:
+                await self._changed.wait()
+        finally:
+            self._looking.remove(device)
+        job.device = device
         self._under_way.append(job)
         self.wake()
         return job
 
+    def _take(self, device: str) -> Scheduled | None:
+        """The next job for `device`. No job is made ready for one that works while another one has nothing to do."""
+        kind = kind_of(device)
+        idle = self._idle_devices(kind)
+        if self.paused or (idle and device not in idle):
+            return None
+        job = self._line.take(kind, self._under_way)
+        if job is None and not any(waiting.alone for waiting in self._line.order()):
+            self._fetch_back([each for each in self._under_way if each.kind == kind], len(idle))
+        return job
+
+    def _idle_devices(self, kind: str) -> set[str]:
+        return {each for each in self._looking if kind_of(each) == kind} - {job.device for job in self._under_way}
+
+    def _fetch_back(self, jobs: Sequence[Scheduled], wanted: int = 1) -> None:
+        """Return up to `wanted` of those that were made ready behind another one to the line.
+
+        A device that has nothing to do wants the job, or the memory that it holds.
+        """
+        coming = sum(job.flag.reason == "overtaken" for job in jobs)
+        behind = [job for job in jobs if job.made_ready and self._works(job.device)]
+        if yielding := behind[: max(0, wanted - coming)]:
+            for job in yielding:
+                job.flag.set("overtaken")
+            self._notify()
+
+    def _works(self, device: str | None) -> bool:
+        return any(job.device == device and job.on_device is not None for job in self._under_way)
+
     async def _run(self, job: Scheduled, lane: Lane, ready: anyio.Semaphore) -> None:
-        took_device = anyio.Event()
         entry: JobInfo | None = None
         try:
             async with self._ahead.loan() as loan:
@@ -208,12 +226,12 @@ class Scheduler:
                 def emit(event: JobEvent) -> None:
                     if isinstance(event, Started):
                         job.on_device = anyio.current_time()
-                        took_device.set()
                         loan.give_back()
+                        job.lent = False
                         ready.release()
                     job.log.append(event)
 
-                await loan.ask(job.pixels)
+                await self._may_prepare(job, loan)
                 entry = await run_job(
                     job.id,
                     store=self._store,
@@ -227,18 +245,38 @@ class Scheduler:
             # Whatever a backend raises, a device goes on.
             _logger.exception("job %s stays as it is stored; it is looked at again soon", job.id)
         finally:
-            if not took_device.is_set():
+            if job.on_device is None:
                 ready.release()
             self._under_way.remove(job)
             self._left(job, entry)
             self.wake()
 
+    async def _may_prepare(self, job: Scheduled, loan: Loan) -> None:
+        """Wait until there is memory to prepare `job` in, or it is to stop.
+
+        Where its device has nothing else to do meanwhile, a job that holds memory and waits for another device yields.
+        """
+
+        async def until_stopped() -> None:
+            while not job.flag.is_set():
+                if not self._works(job.device):
+                    self._fetch_back([each for each in self._under_way if each.lent])
+                await self._changed.wait()
+            group.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(until_stopped)
+            await loan.ask(job.pixels)
+            group.cancel_scope.cancel()
+        job.lent = loan.asked and job.pixels > 0
+
     def _left(self, job: Scheduled, entry: JobInfo | None) -> None:
         if entry is not None and entry.status == "succeeded" and job.on_device is not None:
             self._paces.note(entry.pipeline, anyio.current_time() - job.on_device)
         waits = entry is not None and entry.status == "queued" and entry.owner == self._owner
-        if entry is not None and waits and not self._draining:
-            job.entry, job.on_device, job.flag = entry, None, CancelFlag()
+        if entry is not None and waits and not self._draining and not job.log.ended:
+            job.entry, job.flag = entry, CancelFlag()
+            job.device, job.lent, job.on_device = None, False, None
             self._line.add(job)
         else:
             self._retire(job)
@@ -253,7 +291,9 @@ class Scheduler:
                 self._ended.popitem(last=False)
 
     def _time_left(self, kind: str) -> float | None:
-        """Seconds until the devices of `kind` are done with what they are at, shared by all of them."""
+        """Seconds until the devices of `kind` are done with what they are at, shared by all of them, where known."""
+        if self.paused or kind not in map(kind_of, self._loaded):
+            return None
         left = 0.0
         for job in self._under_way:
             if job.kind == kind and job.on_device is not None:
@@ -261,7 +301,3 @@ class Scheduler:
                     return None
                 left += max(0.0, expected - (anyio.current_time() - job.on_device))
         return left / self._lanes[kind]
-
-
-def kind_of(device: str) -> str:
-    return device.partition(":")[0]

@@ -8,27 +8,28 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 import anyio
-import msgspec
 from anyio import AsyncContextManagerMixin
 
 from async_sessions import _keys
-from async_sessions._life import NOT_WRITTEN
 from async_sessions._tasks import Commits
+from async_sessions.dispatch._accept import accept, checked
 from async_sessions.dispatch._job import LocalJob
 from async_sessions.dispatch._lease import Owner
 from async_sessions.dispatch._log import JobLog
-from async_sessions.dispatch._scheduler import Scheduler, kind_of
+from async_sessions.dispatch._scheduled import kind_of
+from async_sessions.dispatch._scheduler import Scheduler
 from async_sessions.errors import (
+    AsyncSessionsError,
     InvalidRequestError,
     JobNotFoundError,
     QueueFullError,
     SessionNotFoundError,
-    StorageError,
+    SlotEmptyError,
     StoreClosedError,
     UnknownPipelineError,
 )
@@ -62,8 +63,9 @@ class LocalDispatcher(AsyncContextManagerMixin):
     waits for that. Whatever is not over by then waits, at no cost, for the next dispatcher of this store. So does what
     a process leaves that was killed, once its `lease` has lapsed: a job that was under way is tried again alone then,
     and has failed, `abandoned`, when it was interrupted `max_attempts` times. A pipeline that does not stop is told to
-    the log, and waited for; with `hard_exit` the process ends instead, with status 1, for a supervisor to start
-    it anew. A cancellation, or an error, that leaves the `async with` waits for `drain_timeout` no more.
+    the log, and waited for; with `hard_exit` the process ends instead, with status 1, for a supervisor to start it
+    anew, and so it does while one is still being loaded. However the `async with` is left it is so; but a cancellation,
+    or an error, does not wait for `drain_timeout`.
     """
 
     def __init__(
@@ -141,25 +143,31 @@ class LocalDispatcher(AsyncContextManagerMixin):
         self._accepting_of: Counter[str] = Counter()  # by session key
         failure: Exception | None = None
         await self._owner.renew()
-        async with anyio.create_task_group() as group:
-            self._commits = Commits(group)
-            try:
-                async with anyio.create_task_group() as lanes:
-                    lanes.start_soon(self._owner.live)
-                    for device in self._devices:
-                        lanes.start_soon(self._scheduler.work, device)
-                    self._open = True
-                    try:
-                        yield self
-                        self._open = False
-                        await self._drain()
-                    except Exception as error:  # noqa: BLE001 - the caller's own, which a group would wrap in another
-                        failure = error
-                    finally:
-                        self._open = False
-                        lanes.cancel_scope.cancel()
-            finally:
-                await self._commits.uninterrupted(self._owner.resign)
+        try:
+            async with anyio.create_task_group() as group:
+                self._commits = Commits(group)
+                try:
+                    async with anyio.create_task_group() as lanes:
+                        lanes.start_soon(self._owner.live)
+                        for device in self._devices:
+                            lanes.start_soon(self._scheduler.work, device)
+                        self._open = True
+                        try:
+                            yield self
+                            self._open = False
+                            await self._scheduler.drain(self._drain_timeout.total_seconds())
+                        except Exception as error:  # noqa: BLE001 - the caller's own, which a group would wrap
+                            failure = error
+                        finally:
+                            self._open = False
+                            try:
+                                await self._commits.uninterrupted(self._halt)
+                            finally:
+                                lanes.cancel_scope.cancel()
+                finally:
+                    await self._commits.uninterrupted(self._owner.resign)
+        finally:
+            self._scheduler.close()
         if failure is not None:
             raise failure
 
@@ -173,12 +181,13 @@ class LocalDispatcher(AsyncContextManagerMixin):
         job_id = _keys.job_id(request.session_key, _keys.job_hex(request.idempotency_key))
         now = self._store.clock()
         arrival = self._scheduler.draw()
-        entry = await anyio.to_thread.run_sync(partial(_checked, pipeline, request, job_id, self._owner.name, now))
+        entry = await anyio.to_thread.run_sync(partial(checked, pipeline, request, job_id, self._owner.name, now))
         job = self._handle(session, job_id)
         if request.idempotency_key is not None and job_id in (await session.info()).jobs:
             return job
         self._check_open()
-        self._check_room(session.key)
+        if job_id not in self._accepting:
+            self._check_room(session.key)
         self._accepting[job_id] += 1
         self._accepting_of[session.key] += 1
         try:
@@ -207,6 +216,8 @@ class LocalDispatcher(AsyncContextManagerMixin):
         entry = await (await self.job(session, job_id)).info()
         if entry.unfinished:
             raise InvalidRequestError("The job is not over yet; wait for its end, or cancel it.")
+        if entry.lost:
+            raise SlotEmptyError(f"The image that this job had as {entry.lost[0]!r} was removed; submit a new one.")
         return await self.submit(
             GenerationRequest(
                 session_key=session.key,
@@ -252,50 +263,35 @@ class LocalDispatcher(AsyncContextManagerMixin):
         raise QueueFullError(f"{waiting} jobs{whose} are waiting already; try again {when}.", waiting + 1, after)
 
     async def _accept(self, session: Session, entry: JobInfo, arrival: int) -> None:
-        """Marker, then entry, then queue. Not to be interrupted: an entry that is not in the queue waits for long."""
-        marker = _keys.queue_marker(entry.id)
-        hint = {"owner": self._owner.name, "submitted_at": entry.submitted_at}
-        version = await self._store.blobs.put(marker, msgspec.json.encode(hint))
-        added = False
-
-        def add(current: JobInfo | None) -> JobInfo | None:
-            nonlocal added
-            added = current is None
-            return entry if added else None
-
-        try:
-            current = await session.edit_job(entry.id, add)
-        except Exception as error:
-            # after another storage error the entry may be there: then the marker leads to it, and it is taken in
-            if not isinstance(error, StorageError) or isinstance(error, NOT_WRITTEN):
-                await self._drop_marker(marker, version)
-            raise
-        if added:
+        if await accept(entry, session, self._store.blobs):
             self._scheduler.add(entry, arrival)
-        elif current is not None and not current.unfinished:  # the same request twice at once
-            await self._drop_marker(marker, version)
 
-    async def _drop_marker(self, marker: str, version: str) -> None:
+    async def _halt(self) -> None:
+        """Stop what is under way, and see that a pipeline which goes on keeps its job, or this process, from nobody."""
+        stuck = await self._scheduler.halt()
         try:
-            await self._store.blobs.delete(marker, expect=version)
-        except StorageError as error:  # it is only a hint; and somebody else may submit the same job just now
-            _logger.info("left the marker %s: %s", marker, error)
-
-    async def _drain(self) -> None:
-        stuck = await self._scheduler.drain(self._drain_timeout.total_seconds())
-        for job_id in stuck:
-            _logger.error("job %s goes back to the queue though its pipeline does not stop", job_id)
-            await give_back_job(job_id, store=self._store, owner=self._owner.name)
-        if stuck and self._hard_exit:
-            await self._owner.resign()
-            _logger.critical("ending this process: its pipelines do not stop")
-            logging.shutdown()
-            os._exit(1)
+            for job_id in stuck:
+                _logger.error("job %s goes back to the queue though its pipeline does not stop", job_id)
+                try:
+                    await give_back_job(job_id, store=self._store, owner=self._owner.name)
+                except AsyncSessionsError:
+                    _logger.exception("job %s could not go back; it is taken over once the lease lapsed", job_id)
+            if self._hard_exit and self._scheduler.busy:
+                await self._owner.resign()
+        finally:
+            if self._hard_exit and self._scheduler.busy:
+                _logger.critical("ending this process: its pipelines do not stop")
+                logging.shutdown()
+                os._exit(1)
 
     def _handle(self, session: Session, job_id: str) -> LocalJob:
         return LocalJob(session, job_id, log=self._scheduler.log, cancel=self._cancel)
 
     async def _cancel(self, job_id: str) -> JobInfo:
+        return await self._commits.uninterrupted(partial(self._end, job_id))
+
+    async def _end(self, job_id: str) -> JobInfo:
+        """Not to be interrupted: the entry of a job that waits would tell of an end that nobody here knows of."""
         log = self._scheduler.log(job_id) or JobLog()
         try:
             return await cancel_job(job_id, store=self._store, emit=log.append)
@@ -303,11 +299,3 @@ class LocalDispatcher(AsyncContextManagerMixin):
             raise JobNotFoundError("There is no such job any more.") from error
         finally:
             self._scheduler.stop(job_id)
-
-
-def _checked(pipeline: Pipeline, request: GenerationRequest, job_id: str, owner: str, now: datetime) -> JobInfo:
-    entry = pipeline.spec.entry(request, job_id, owner, now)
-    check = getattr(pipeline, "check", None)
-    if check is not None:
-        check(entry.inputs, entry.params)
-    return entry
