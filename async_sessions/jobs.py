@@ -22,6 +22,7 @@ from async_sessions._events import (
     event_order,
     terminal_event,
 )
+from async_sessions._accept import accept_job, repeated
 from async_sessions._lane import Lane
 from async_sessions._outputs import job_error
 from async_sessions._pipeline import CancelFlag, JobContext, Output, Pipeline, PipelineSpec
@@ -47,10 +48,12 @@ __all__ = [
     "Started",
     "Succeeded",
     "TerminalEvent",
+    "accept_job",
     "cancel_job",
     "entry_event",
     "event_order",
     "give_back_job",
+    "repeated",
     "run_job",
     "take_over_job",
     "terminal_event",

@@ -13,31 +13,27 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 import anyio
-import msgspec
 from anyio import AsyncContextManagerMixin
 
 from async_sessions import _keys
-from async_sessions._life import NOT_WRITTEN
 from async_sessions._tasks import Commits
 from async_sessions.dispatch._job import LocalJob
 from async_sessions.dispatch._lease import Owner
 from async_sessions.dispatch._log import JobLog
 from async_sessions.dispatch._scheduler import Scheduler, kind_of
 from async_sessions.errors import (
-    InvalidRequestError,
     JobNotFoundError,
     QueueFullError,
     SessionNotFoundError,
-    StorageError,
     StoreClosedError,
     UnknownPipelineError,
 )
-from async_sessions.jobs import cancel_job, give_back_job
-from async_sessions.records import MIB, GenerationRequest
+from async_sessions.jobs import accept_job, cancel_job, give_back_job, repeated
+from async_sessions.records import MIB
 
 if TYPE_CHECKING:
     from async_sessions.jobs import Pipeline
-    from async_sessions.records import JobInfo
+    from async_sessions.records import GenerationRequest, JobInfo
     from async_sessions.session import Session
     from async_sessions.store import SessionStore
 
@@ -205,17 +201,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
     async def retry(self, session: Session, job_id: str) -> LocalJob:
         """See `Dispatcher.retry`."""
         entry = await (await self.job(session, job_id)).info()
-        if entry.unfinished:
-            raise InvalidRequestError("The job is not over yet; wait for its end, or cancel it.")
-        return await self.submit(
-            GenerationRequest(
-                session_key=session.key,
-                pipeline=entry.pipeline,
-                inputs=entry.inputs,
-                params=entry.params,
-                priority=entry.priority,
-            )
-        )
+        return await self.submit(repeated(entry))
 
     async def cancel_session(self, session: Session) -> list[JobInfo]:
         """See `Dispatcher.cancel_session`."""
@@ -252,34 +238,9 @@ class LocalDispatcher(AsyncContextManagerMixin):
         raise QueueFullError(f"{waiting} jobs{whose} are waiting already; try again {when}.", waiting + 1, after)
 
     async def _accept(self, session: Session, entry: JobInfo, arrival: int) -> None:
-        """Marker, then entry, then queue. Not to be interrupted: an entry that is not in the queue waits for long."""
-        marker = _keys.queue_marker(entry.id)
-        hint = {"owner": self._owner.name, "submitted_at": entry.submitted_at}
-        version = await self._store.blobs.put(marker, msgspec.json.encode(hint))
-        added = False
-
-        def add(current: JobInfo | None) -> JobInfo | None:
-            nonlocal added
-            added = current is None
-            return entry if added else None
-
-        try:
-            current = await session.edit_job(entry.id, add)
-        except Exception as error:
-            # after another storage error the entry may be there: then the marker leads to it, and it is taken in
-            if not isinstance(error, StorageError) or isinstance(error, NOT_WRITTEN):
-                await self._drop_marker(marker, version)
-            raise
-        if added:
+        """Entry, then queue. Not to be interrupted: an entry that is not in the queue waits for long."""
+        if await accept_job(entry, session, blobs=self._store.blobs):
             self._scheduler.add(entry, arrival)
-        elif current is not None and not current.unfinished:  # the same request twice at once
-            await self._drop_marker(marker, version)
-
-    async def _drop_marker(self, marker: str, version: str) -> None:
-        try:
-            await self._store.blobs.delete(marker, expect=version)
-        except StorageError as error:  # it is only a hint; and somebody else may submit the same job just now
-            _logger.info("left the marker %s: %s", marker, error)
 
     async def _drain(self) -> None:
         stuck = await self._scheduler.drain(self._drain_timeout.total_seconds())
