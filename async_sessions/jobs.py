@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from async_sessions._accept import accept_job, repeated
 from async_sessions._entry import TIMED_OUT
 from async_sessions._events import (
     Cancelled,
@@ -22,7 +23,6 @@ from async_sessions._events import (
     event_order,
     terminal_event,
 )
-from async_sessions._accept import accept_job, repeated
 from async_sessions._lane import Lane
 from async_sessions._outputs import job_error
 from async_sessions._pipeline import CancelFlag, JobContext, Output, Pipeline, PipelineSpec
