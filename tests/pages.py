@@ -58,12 +58,13 @@ class Page:
                 async for _ in self.run(index):
                     pass
 
-    def listener(self, component: Any, event: str) -> int:
-        """The one listener of that event that answers more than once."""
+    def listener(self, component: Any, event: str, output: Any = None) -> int:
+        """The one listener of that event that answers more than once; of several, the one that writes to `output`."""
         (found,) = [
             index
             for index, fn in self._fns.items()
             if (component._id, event) in fn.targets and inspect.isasyncgenfunction(fn.fn)
+            if output is None or output in fn.outputs
         ]
         return found
 

@@ -11,7 +11,7 @@ import msgspec
 
 from async_sessions._gradio.html import SUBDUED, bar_html, box_html
 from async_sessions._gradio.status import fraction, in_words, status_text
-from async_sessions.jobs import JobEvent
+from async_sessions.jobs import JobEvent, Queued
 from async_sessions.records import JobInfo
 
 if TYPE_CHECKING:
@@ -83,8 +83,10 @@ def _item(run: Shown, now: datetime) -> str:
         lines.append(f'<div style="{SUBDUED}">{html.escape(prompt)}</div>')
     if entry.retry == "interrupted":
         lines.append("<div>The server stopped while it ran this; it is tried again.</div>")
-    if entry.unfinished:
+    if entry.under_way and not isinstance(run.event, Queued):
         lines.append(bar_html(status_text(run.event, now), fraction(run.event)))
+    elif entry.unfinished:
+        lines.append(f"<div>{html.escape(status_text(run.event, now))}</div>")
     elif entry.error is not None:
         lines.append(f"<div>{html.escape(entry.error.message or entry.error.kind)}</div>")
     return "".join(lines)

@@ -60,7 +60,7 @@ def fraction(event: JobEvent | None) -> float:
 def in_words(seconds: float) -> str:
     """How long that is, in the unit that people would say it in."""
     if seconds < 90:
-        return f"{max(0, round(seconds))} s"
+        return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{round(seconds / 3600)} h"
 
 
