@@ -6,18 +6,20 @@ import json
 import subprocess
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 from PIL import Image
 
 from async_sessions import JobFailedError, JobInfo, Session, SessionStore
-from async_sessions.dispatch import LocalDispatcher
 from async_sessions.jobs import Started
 from tests.faults import files_below
 from tests.steps import StepPipeline, local
 from tests.test_cli_commands import HOSTILE, command_line, contents, on, run
+
+if TYPE_CHECKING:
+    from async_sessions.dispatch import LocalDispatcher
 
 UNKNOWN = f"{'0' * 32}.{'0' * 16}"
 

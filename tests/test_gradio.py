@@ -444,10 +444,7 @@ async def test_generate_shows_progress_and_then_the_video(uploads: Any, cache: P
             if "Storing" in bars[-1]:
                 assert page.props[app.go._id]["interactive"] is False
             elif "Done" not in bars[-1]:
-                assert (page.props[app.go._id]["interactive"], page.props[app.cancel._id]["interactive"]) == (
-                    True,
-                    True,
-                )
+                assert page.props[app.go._id]["interactive"] is page.props[app.cancel._id]["interactive"] is True
         assert any("progressbar" in bar for bar in bars)
         assert "Done" in page.shows(app.bar)
         video = page.shows(app.video)

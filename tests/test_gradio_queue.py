@@ -236,7 +236,7 @@ async def test_a_past_result_is_shown_and_its_files_can_be_downloaded(cache: Pat
         page.values[app.run._id] = first
         await page.fire(app.button("Show result"), "click")
         assert page.shows(app.result).read_bytes() == b"a video"
-        (notes,) = page.values[app.files._id]
+        (notes,) = page.shows(app.files)
         assert Path(notes).read_bytes() == b"some notes"
         assert Path(notes).is_relative_to(cache)
         assert page.props[app.result._id]["visible"] is page.props[app.files._id]["visible"] is True
@@ -272,10 +272,8 @@ async def test_cancel_ends_the_chosen_run_and_no_other() -> None:
         pressed = page.run(next(i for i, fn in app.demo.fns.items() if fn.targets[0][0] == app.button("Cancel")._id))
         async with aclosing(pressed):
             await anext(pressed)
-            assert await app.statuses() == ["running", "cancelled"] or await app.statuses() == [
-                "preparing",
-                "cancelled",
-            ]
+            first, second = await app.statuses()
+            assert (first in ("preparing", "running"), second) == (True, "cancelled")
         await jobs[0].cancel()
 
 

@@ -93,7 +93,8 @@ class Generate:
 
         page.load(self._show_last, None, self._video, **QUIET)
         inputs = [*chooser, *params.values(), *self._images.values()]
-        return self._button.click(generate, inputs, self._outputs, preprocess=False, **QUIET)
+        clicked: Dependency = self._button.click(generate, inputs, self._outputs, preprocess=False, **QUIET)
+        return clicked
 
     def listen(self, page: gr.Blocks) -> Dependency:
         """Pick up what goes on when the page is loaded, and let Cancel cancel."""

@@ -69,11 +69,11 @@ class Queue:
         if (tab := _tab_in_progress()) is not None:
             tab.select(self.follow, None, outputs, trigger_mode="multiple", **QUIET)
 
-    def follow_after(self, event: Dependency) -> Dependency:
+    def follow_after(self, event: Dependency) -> None:
         outputs = [self.list, self._choice, self._cancel_all]
-        return event.then(self.follow, None, outputs, trigger_mode="multiple", **QUIET)
+        event.then(self.follow, None, outputs, trigger_mode="multiple", **QUIET)
 
-    def empty_after(self, event: Dependency) -> Dependency:
+    def empty_after(self, event: Dependency) -> None:
         """For what clears the session."""
         nothing = runs_html((), self._visits.store.clock())
         outputs = [self.list, self._choice, self._cancel_all, self._video, self._files]
@@ -82,7 +82,7 @@ class Queue:
             hidden = gr.update(value=None, visible=False)
             return nothing, gr.update(choices=[], value=None), gr.update(interactive=False), hidden, hidden
 
-        return event.success(empty, None, outputs, **QUIET)
+        event.success(empty, None, outputs, **QUIET)
 
     async def follow(self, request: gr.Request) -> AsyncGenerator[Any, None]:
         """Show the runs for as long as one of them is not over; the latest call on a page is the one that goes on."""
