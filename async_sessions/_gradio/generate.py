@@ -106,7 +106,7 @@ class Generate:
 
     def follow_after(self, event: Dependency) -> Dependency:
         """Follow what `event` may have begun."""
-        followed = event.then(self._follow, None, self._outputs, trigger_mode="multiple", **QUIET)
+        followed: Dependency = event.then(self._follow, None, self._outputs, trigger_mode="multiple", **QUIET)
         followed.then(self._rest, None, self._buttons, **QUIET)
         return followed
 
@@ -217,7 +217,7 @@ class Generate:
 
     def _lost(self, error: AsyncSessionsError) -> str:
         if isinstance(error, StoreClosedError):
-            return message_html("The server is stopping. The run goes on when it is back; reload the page then.")
+            return message_html("The server is stopping. The run goes on when it is back.")
         warn("The run can't be followed any more", error)
         return message_html("Lost sight of the run. Reload the page to look for it.")
 

@@ -100,7 +100,7 @@ def _prompt(entry: JobInfo) -> str:
 
 
 def _took(entry: JobInfo) -> str:
-    if entry.started_at is None or entry.finished_at is None:
+    if entry.status == "cancelled" or entry.started_at is None or entry.finished_at is None:
         return ""
     return f", took {in_words((entry.finished_at - entry.started_at).total_seconds())}"
 
