@@ -30,9 +30,14 @@ class Queued(_Event, frozen=True):
 
 
 class Started(_Event, frozen=True):
-    """The device works for the job: the `attempt`-th time that it was tried."""
+    """The device works for the job: the `attempt`-th time that it was tried.
+
+    `elsewhere`: only the entry tells so. Another process has the job, or had it when it ended; its progress is not seen
+    here.
+    """
 
     attempt: int
+    elsewhere: bool = False
 
 
 class Progress(_Event, frozen=True):
@@ -83,7 +88,8 @@ def queued_number(last: int, waited: timedelta) -> int:
 def entry_event(entry: JobInfo) -> JobEvent | None:
     """The latest that a job's entry tells by itself; nothing of one that waits."""
     if entry.status == "running":
-        return Started(id=f"{entry.attempt}.1", at=entry.started_at or entry.submitted_at, attempt=entry.attempt)
+        at = entry.started_at or entry.submitted_at
+        return Started(id=f"{entry.attempt}.1", at=at, attempt=entry.attempt, elsewhere=True)
     return terminal_event(entry)
 
 

@@ -176,3 +176,7 @@ def job_of_marker(marker: str) -> str:
 
 def owner_lease(owner: str) -> str:
     return f"{OWNERS}{owner}.json"
+
+
+def owner_of_lease(lease: str) -> str:
+    return lease.removeprefix(OWNERS).removesuffix(".json")

@@ -13,6 +13,7 @@ import anyio
 import msgspec
 import typer
 
+from async_sessions._cli import jobs
 from async_sessions._cli.care import cleanup, verify
 from async_sessions._cli.carry import export_, import_
 from async_sessions._cli.look import ls, show, stats
@@ -156,3 +157,4 @@ def _check_address(host: str, port: int) -> None:
 
 for command in (ls, show, stats, cleanup, verify, export_, import_):
     app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(jobs.app)

@@ -5,6 +5,7 @@ It runs without weights: the preview pipeline stands in for each model that ther
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import gradio as gr
@@ -29,6 +30,7 @@ IMAGE: Final[dict[str, Any]] = {
     "height": 260,
     "sources": ["upload", "clipboard"],
 }
+DRAIN_TIMEOUT: Final = timedelta(seconds=3)  # a run goes on with the next start, so nobody waits long for its end
 FRAMES: Final = 49  # about three seconds of video, made in a few seconds on two cores
 
 INTRODUCTION: Final = """
@@ -42,24 +44,27 @@ CSS: Final = ".gradio-container {max-width: 1200px !important; width: 100% !impo
 
 
 def build_demo(
-    store: SessionStore, *, wan: Pipeline | None = None, device: str = "cpu"
+    store: SessionStore, *, wan: Pipeline | None = None, device: str = "cpu", hard_exit: bool = False
 ) -> tuple[gr.Blocks, GradioSessions]:
     """The page, and what `launch`es it. The store is entered and left with the page.
 
-    `wan` is the pipeline of a model, which renders on `device` under its own name.
+    `wan` is the pipeline of a model, which renders on `device` under its own name. `hard_exit` is the dispatcher's.
     """
     real = {} if wan is None else {wan.spec.name: wan}
     pipelines = [
         real.get(each.name) or PreviewPipeline(each.name, slots=each.slots, defaults={"fps": each.fps})
         for each in MODELS.values()
     ]
-    devices = dict.fromkeys([device, "cpu"])
-    sessions = GradioSessions(store, dispatcher=LocalDispatcher(store, pipelines, devices=list(devices)))
+    devices = list(dict.fromkeys([device, "cpu"]))
+    dispatcher = LocalDispatcher(store, pipelines, devices=devices, drain_timeout=DRAIN_TIMEOUT, hard_exit=hard_exit)
+    sessions = GradioSessions(store, dispatcher=dispatcher)
     with gr.Blocks(title="async_sessions", delete_cache=(3600, 24 * 3600), analytics_enabled=False) as demo:
         gr.Markdown(INTRODUCTION + "\n" + (WITH.format(model=wan.spec.name) if wan else WITHOUT))
         with gr.Tabs():
             with gr.Tab("Generate"):
                 _generate_tab(sessions, MODELS[wan.spec.name if wan else DEFAULT])
+            with gr.Tab("Queue"):
+                sessions.queue()
             with gr.Tab("Your session"):
                 sessions.panel()
     return demo, sessions
@@ -73,8 +78,8 @@ def serve(
     wan: Pipeline | None = None,
     device: str = "cpu",
 ) -> None:
-    """Serve the page until Ctrl-C or SIGTERM."""
-    demo, sessions = build_demo(store, wan=wan, device=device)
+    """Serve the page until Ctrl-C or SIGTERM; what it leaves undone goes on with the next start."""
+    demo, sessions = build_demo(store, wan=wan, device=device, hard_exit=True)
     sessions.launch(demo, server_name=host, server_port=port, css=CSS, footer_links=[])
 
 

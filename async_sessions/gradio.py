@@ -26,6 +26,7 @@ from async_sessions._gradio.generate import Generate
 from async_sessions._gradio.html import message_html, sentence, session_info_html
 from async_sessions._gradio.lifespan import composed, stop_signals
 from async_sessions._gradio.listeners import QUIET, Reactions, page_in_progress
+from async_sessions._gradio.queue import Queue
 from async_sessions._gradio.visits import Payload, Visits, warn
 from async_sessions.asgi import CookieSigner, SessionCookie
 from async_sessions.errors import (
@@ -73,6 +74,8 @@ class GradioSessions:
         self._state: dict[str, Component] = {}
         self._changed = Reactions()
         self._cleared = Reactions()
+        self._submitted = Reactions()
+        self._retried = Reactions()
 
     async def session(self, request: gr.Request) -> Session | None:
         """The session of whoever sent `request`; `None` for a client that sends no cookie of ours.
@@ -140,6 +143,22 @@ class GradioSessions:
         self._changed.react(lambda event: event.then(show, None, info, **QUIET))
         return info
 
+    def queue(self) -> gr.HTML:
+        """The session's runs: those that wait, with position and estimate, the one under way, and the last ones.
+
+        Below them is what to do with each: show or download its result, run it again with the same images and
+        parameters, cancel it, or all. It is fresh while a run is not over; inside a `gr.Tab` also when that is opened.
+        """
+        page = page_in_progress("queue")
+        if self.dispatcher is None:
+            raise RuntimeError("queue() needs a dispatcher; pass one to GradioSessions.")
+        queue = Queue(self._visits, self.dispatcher, page)
+        self._retried.on(queue.retried)
+        self._submitted.on(queue.retried)
+        self._submitted.react(queue.follow_after)
+        self._cleared.react(queue.empty_after)
+        return queue.list
+
     def bind_generate(
         self,
         button: gr.Button,
@@ -156,7 +175,8 @@ class GradioSessions:
         `pipeline` is the name of one, or the component that chooses it; `slots` says which of the bound images each
         takes, all where it says nothing. `params` are the values to run it with; an empty one is left to the pipeline.
         `cancel` ends the session's runs. Progress is shown in `progress`, or in an element made here; it is returned.
-        A run belongs to the session, not to the tab: closing the tab stops nothing, and a reload picks the run up.
+        A run belongs to the session, not to the tab: closing the tab stops nothing, and a reload picks it up. While
+        one goes on the next can be submitted; the page shows them one by one.
         """
         page = page_in_progress("bind_generate")
         self._bound()
@@ -173,8 +193,11 @@ class GradioSessions:
             video=video,
             bar=bar,
         )
-        for event in generate.bind(page, pipeline, params or {}):
+        clicked = generate.bind(page, pipeline, params or {})
+        for event in (clicked, generate.listen(page), generate.follow_after(clicked)):
             self._changed.on(event)
+        self._submitted.on(clicked)
+        self._retried.react(lambda event: self._changed.on(generate.follow_after(event)))
         self._cleared.react(lambda event: event.success(lambda: (None, ""), None, [video, bar], **QUIET))
         return bar
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from async_sessions._accept import accept_job, repeated
 from async_sessions._entry import TIMED_OUT
 from async_sessions._events import (
     Cancelled,
@@ -47,10 +48,12 @@ __all__ = [
     "Started",
     "Succeeded",
     "TerminalEvent",
+    "accept_job",
     "cancel_job",
     "entry_event",
     "event_order",
     "give_back_job",
+    "repeated",
     "run_job",
     "take_over_job",
     "terminal_event",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,17 +58,18 @@ class Page:
                 async for _ in self.run(index):
                     pass
 
-    def listener(self, component: Any, event: str) -> int:
-        """The one listener of that event that answers more than once."""
+    def listener(self, component: Any, event: str, output: Any = None) -> int:
+        """The one listener of that event that answers more than once; of several, the one that writes to `output`."""
         (found,) = [
             index
             for index, fn in self._fns.items()
             if (component._id, event) in fn.targets and inspect.isasyncgenfunction(fn.fn)
+            if output is None or output in fn.outputs
         ]
         return found
 
     async def run(self, index: int) -> AsyncGenerator[None, None]:
-        """Run one listener, stopping at each of its answers, then those that follow it."""
+        """Run one listener, then those that follow it, stopping at each answer."""
         fn = self._fns[index]
         failed = False
         try:
@@ -84,8 +86,10 @@ class Page:
             failed = True
         for next_index, following in list(self._fns.items()):
             if following.trigger_after == index and not (failed and following.trigger_only_on_success):
-                async for _ in self.run(next_index):
-                    pass
+                followers = self.run(next_index)
+                async with aclosing(followers):
+                    async for _ in followers:
+                        yield
 
     def _call(self, fn: BlockFunction) -> Any:
         assert fn.fn is not None

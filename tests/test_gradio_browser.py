@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,8 +290,74 @@ def test_the_server_leaves_the_store_when_it_is_terminated_under_an_open_page(
         page = opened(context.new_page(), server.url)
         page.get_by_label("t2v-A14B").check()
         page.fill("#frames input[type=number]", "121")
+        page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
         page.click("#generate")
-        expect(page.locator("#progress [role=progressbar]")).to_be_visible()
+        expect(page.locator("#progress")).to_contain_text("of 121")
+        page.click("#generate")
+        expect(page.locator("#progress")).to_contain_text("1 more waiting")
         assert server.stop() == 0
-        (job,) = manifest(server, context)["jobs"].values()
-        assert (job["status"], job["error"]["kind"]) == ("failed", "abandoned")
+        jobs = manifest(server, context)["jobs"].values()
+        assert {job["error"] for job in jobs} == {None}
+        assert [job["attempt"] - job["excused"] for job in jobs if job["status"] == "queued"][-1:] == [0]
+
+        server.start()
+        page.goto(server.url)
+        expect(page.locator("#progress [role=progressbar]")).to_be_visible()
+        expect(page.locator("#progress")).to_have_text(re.compile(r"^\s*Done\s*$"), timeout=60_000)
+        expect(page.locator("#video video")).to_be_visible()
+        assert {job["status"] for job in manifest(server, context)["jobs"].values()} == {"succeeded"}
+
+
+def test_a_run_that_was_killed_with_its_server_goes_on_after_the_restart(
+    context: BrowserContext, tmp_path: Path
+) -> None:
+    port = free_port()
+    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(tmp_path / "root"))
+    with serving(tmp_path, *arguments, port=port) as server:
+        page = opened(context.new_page(), server.url)
+        page.get_by_label("t2v-A14B").check()
+        page.fill("#frames input[type=number]", "121")
+        page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
+        page.click("#generate")
+        expect(page.locator("#progress")).to_contain_text("of 121")
+        server.kill()
+        server.start()
+        page.goto(server.url)
+        expect(page.locator("#progress [role=progressbar]")).to_be_visible()
+        page.get_by_role("tab", name="Queue").click()
+        waiting, history = (page.get_by_role("list", name=name) for name in ("Under way and waiting", "History"))
+        expect(waiting.get_by_text("The server stopped while it ran this")).to_be_visible(timeout=60_000)
+        expect(history.get_by_text("Done")).to_be_visible(timeout=60_000)
+        page.get_by_role("tab", name="Generate").click()
+        expect(page.locator("#progress")).to_contain_text("Done")
+        expect(page.locator("#video video")).to_be_visible()
+
+
+def test_a_queue_shows_several_runs_and_what_came_of_them(context: BrowserContext, server: Server) -> None:
+    page = opened(context.new_page(), server.url)
+    page.get_by_label("t2v-A14B").check()
+    page.get_by_label(QUICK).check()
+    page.fill("#prompt textarea", "<img src=x onerror=alert(1)>")
+    page.click("#generate")
+    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+    page.fill("#frames input[type=number]", "121")
+    page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
+    page.click("#generate")
+    expect(page.locator("#progress")).to_contain_text("of 121")
+    page.click("#generate")
+    expect(page.locator("#progress")).to_contain_text("1 more waiting")
+    page.get_by_role("tab", name="Queue").click()
+    waiting, history = (page.get_by_role("list", name=name) for name in ("Under way and waiting", "History"))
+    expect(waiting.get_by_role("listitem")).to_have_count(2)
+    expect(waiting.get_by_role("progressbar")).to_be_visible()
+    expect(history.get_by_role("listitem")).to_have_count(1)
+    page.get_by_role("button", name="Cancel all").click()
+    expect(history.get_by_role("listitem")).to_have_count(3)
+    expect(history.get_by_text("Cancelled")).to_have_count(2)
+    page.get_by_label("Run", exact=True).click()
+    page.get_by_role("option").filter(has_text="Done").click()
+    page.get_by_role("button", name="Show result").click()
+    expect(page.locator("video:visible")).to_have_count(1)
+    page.get_by_role("button", name="Retry").click()
+    expect(history.get_by_role("listitem")).to_have_count(4)
+    expect(page.locator("img[src=x]")).to_have_count(0)

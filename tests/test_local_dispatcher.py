@@ -259,6 +259,31 @@ async def test_a_running_job_is_cancelled_at_its_next_report_and_its_neighbours_
         assert isinstance((await collected(second))[-1], Cancelled)
 
 
+async def test_the_latest_of_a_job_is_told_without_waiting(session_store: SessionStore, session: Session) -> None:
+    pipeline = StepPipeline()
+    async with local(session_store, [pipeline], start_paused=True) as here, local(session_store, [pipeline]) as there:
+        job = await here.submit(await session.generation_request("steps", params={"endless": True}))
+        seen_from_there = await there.job(session, job.id)
+        latest = await job.latest()
+        assert isinstance(latest, Queued)
+        assert latest.position == 1
+        assert await seen_from_there.latest() is None
+        here.resume()
+        async for event in job.events():
+            if isinstance(event, Progress):
+                break
+        assert isinstance(await job.latest(), Progress)
+        async for event in seen_from_there.events():
+            assert isinstance(event, Started)
+            assert event.elsewhere
+            break
+        await job.cancel()
+        async for _ in job.events():
+            pass
+        assert await job.latest() == await seen_from_there.latest()
+        assert isinstance(await job.latest(), Cancelled)
+
+
 async def test_cancelling_a_job_that_has_ended_changes_nothing(session_store: SessionStore, session: Session) -> None:
     async with local(session_store, [StepPipeline()]) as dispatcher:
         job = await submit(dispatcher, session)

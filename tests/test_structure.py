@@ -33,7 +33,7 @@ FLOORS = [
     {"_ingest", "_cache", "_manifests", "_reading"},
     {"_context", "_life", "_draft", "session", "store", "_pipeline"}
     | {"janitor", "_sweep", "stats", "verify", "_verification", "_repair"},
-    {"jobs", "_run", "_entry", "_outputs", "bundle", "_bundle", "_archive", "_spool"},
+    {"jobs", "_run", "_accept", "_entry", "_outputs", "bundle", "_bundle", "_archive", "_spool"},
     {"asgi", "_serving", "dispatch", "pipelines"},
     {"gradio", "_gradio"},
     {"cli", "_cli", "demo", "__main__"},

@@ -18,10 +18,12 @@ from async_sessions._cli.terminal import MISTAKE, PROBLEMS, fail
 from async_sessions.blobs._files import LOCKS
 from async_sessions.errors import (
     BundleError,
+    DispatchError,
     InvalidKeyError,
     QuotaExceededError,
     RevisionConflictError,
     SessionNotFoundError,
+    SlotEmptyError,
     StorageError,
 )
 from async_sessions.store import SessionStore, open_store
@@ -96,7 +98,7 @@ def on_store(
             return anyio.run(visit), heard
         except SessionNotFoundError:
             fail("There is no such session, or it is expired or deleted: see `async-sessions ls`.")
-        except (InvalidKeyError, BundleError, QuotaExceededError) as error:
+        except (InvalidKeyError, BundleError, QuotaExceededError, DispatchError, SlotEmptyError) as error:
             fail(str(error))
         except (StorageError, RevisionConflictError) as error:
             fail(str(error), PROBLEMS if opened else MISTAKE)

@@ -6,8 +6,7 @@ Gradio hands the request to a handler by its annotation, so every annotation of 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -15,24 +14,26 @@ import anyio
 import gradio as gr
 from cachetools import LRUCache
 
-from async_sessions._gradio.html import message_html, progress_html
+from async_sessions._gradio.html import message_html
 from async_sessions._gradio.listeners import QUIET
-from async_sessions._gradio.visits import Payload, Visits, warn
+from async_sessions._gradio.status import status_html
+from async_sessions._gradio.visits import Payload, Visits, is_video, warn
 from async_sessions.errors import (
     AsyncSessionsError,
     CorruptBlobError,
     JobNotFoundError,
     SessionNotFoundError,
     StorageError,
+    StoreClosedError,
 )
-from async_sessions.jobs import Cancelled, Failed, JobEvent, Progress, Queued, Started, Succeeded
+from async_sessions.jobs import JobEvent, Progress, Succeeded
 
 if TYPE_CHECKING:
     from gradio.components import Component
     from gradio.events import Dependency
 
     from async_sessions.dispatch.base import Dispatcher, Job
-    from async_sessions.records import OutputRecord
+    from async_sessions.records import JobInfo, OutputRecord
     from async_sessions.session import Session
 
 Updates: TypeAlias = "dict[Component, Any]"
@@ -66,12 +67,15 @@ class Generate:
         self._cancel = cancel
         self._video = video
         self._bar = bar
-        # by page: the run that it asked for last is the one that it shows; the session of one that sends no cookie
+        self._buttons = [button] if cancel is None else [button, cancel]
+        self._outputs = [bar, video, *self._buttons]
+        # by page: the answer that follows runs; those it asked for and has not seen; its session, if it sends no cookie
         self._followers: LRUCache[str, object] = LRUCache(MAX_PAGES)
+        self._asked: LRUCache[str, list[str]] = LRUCache(MAX_PAGES)
         self._guests: LRUCache[str, Session] = LRUCache(MAX_PAGES)
 
-    def bind(self, page: gr.Blocks, pipeline: Component | str, params: Mapping[str, Component]) -> list[Dependency]:
-        """Register the listeners. Returns the events after which the session may hold another result."""
+    def bind(self, page: gr.Blocks, pipeline: Component | str, params: Mapping[str, Component]) -> Dependency:
+        """Let the button submit a run, and return the event of that."""
         chooser = [] if isinstance(pipeline, str) else [pipeline]
 
         async def generate(request: gr.Request, *values: Any) -> AsyncGenerator[Any, None]:
@@ -87,47 +91,49 @@ class Generate:
                 async for update in updates:
                     yield update
 
-        buttons = [self._button] if self._cancel is None else [self._button, self._cancel]
-        outputs = [self._bar, self._video, *buttons]
         page.load(self._show_last, None, self._video, **QUIET)
-        picked_up = page.load(self._pick_up, None, outputs, **QUIET)
         inputs = [*chooser, *params.values(), *self._images.values()]
-        clicked = self._button.click(generate, inputs, outputs, preprocess=False, **QUIET)
-        for event in (picked_up, clicked):
-            event.then(self._rest, None, buttons, **QUIET)
+        clicked: Dependency = self._button.click(generate, inputs, self._outputs, preprocess=False, **QUIET)
+        return clicked
+
+    def listen(self, page: gr.Blocks) -> Dependency:
+        """Pick up what goes on when the page is loaded, and let Cancel cancel."""
         if self._cancel is not None:
             self._cancel.click(self._cancel_all, None, None, trigger_mode="multiple", **QUIET)
-        return [clicked, picked_up]
+        picked_up = page.load(self._follow, None, self._outputs, **QUIET)
+        picked_up.then(self._rest, None, self._buttons, **QUIET)
+        return picked_up
+
+    def follow_after(self, event: Dependency) -> Dependency:
+        """Follow what `event` may have begun."""
+        followed: Dependency = event.then(self._follow, None, self._outputs, trigger_mode="multiple", **QUIET)
+        followed.then(self._rest, None, self._buttons, **QUIET)
+        return followed
 
     async def _generated(
         self, request: gr.Request, pipeline: str, params: Mapping[str, Any], shown: Mapping[str, Payload]
     ) -> AsyncGenerator[Any, None]:
+        page = str(request.session_hash)
         wanted = self._slots.get(pipeline, self._images)
         shown = {slot: payload for slot, payload in shown.items() if slot in wanted}
-        busy = {self._button: gr.update(interactive=False), **self._cancellable()}
-        yield {**busy, self._bar: message_html("Storing the images")}
-        guest: Session | None = None
+        yield {self._button: gr.update(interactive=False), self._bar: message_html("Storing the images")}
+        submitted = False
         try:
-            if (session := await self._visits.session(request)) is None:
+            if (session := await self._visits.session(request) or self._guests.get(page)) is None:
                 # without a cookie the run has a session of its own, which ends when it is not followed any more
-                session = guest = await self._visits.store.create_session()
-                self._guests[str(request.session_hash)] = guest
+                session = self._guests[page] = await self._visits.store.create_session()
             await self._visits.keep_shown(session, shown)
-            request_ = await session.generation_request(pipeline, slots=shown, params=params)
-            job = await self._dispatcher.submit(request_)
+            job = await self._dispatcher.submit(await session.generation_request(pipeline, slots=shown, params=params))
+            submitted = True
         except AsyncSessionsError as error:
             warn("The run was not started", error)
             yield {self._bar: message_html("Not started")}
             return
-        updates = self._followed(request, session, job, busy)
-        try:
-            async with aclosing(updates):
-                async for update in updates:
-                    yield update
         finally:
-            if guest is not None:
-                self._guests.pop(str(request.session_hash), None)
-                await guest.delete()
+            if not submitted:
+                await self._leave(page)
+        self._asked.setdefault(page, []).append(job.id)
+        yield {**self._meanwhile(page), self._bar: message_html("Submitted")}
 
     async def _show_last(self, request: gr.Request) -> Any:
         """The last video that the session made."""
@@ -145,53 +151,75 @@ class Generate:
             _logger.warning("a session's last video can't be shown: %s", error)  # the page says so already
         return gr.skip()
 
-    async def _pick_up(self, request: gr.Request) -> AsyncGenerator[Any, None]:
-        """The run that goes on."""
-        yield gr.skip()  # a generator that yields nothing empties its outputs, the buttons' labels too
-        try:
-            if (found := await self._visits.found(request)) is None:
-                return
-            session, _ = found
-            jobs = await self._dispatcher.jobs(session)
-            if not jobs or not jobs[-1].unfinished:
-                return
-            job = await self._dispatcher.job(session, jobs[-1].id)
-        except AsyncSessionsError as error:
-            _logger.warning("a session's run can't be followed: %s", error)  # the page says so already
-            return
-        updates = self._followed(request, session, job, self._cancellable())
-        async with aclosing(updates):
-            async for update in updates:
-                yield update
+    async def _follow(self, request: gr.Request) -> AsyncGenerator[Any, None]:
+        """What this page has asked for and not seen yet, and what else of the session is not over, one by one.
 
-    async def _followed(
-        self, request: gr.Request, session: Session, job: Job, meanwhile: Updates
-    ) -> AsyncGenerator[Any, None]:
-        """Progress, then the result. The browser may skip an update for the next: each says all, `meanwhile` too."""
-        page, me, shown_at = str(request.session_hash), object(), 0.0
+        The browser may skip an update for the next: each says all.
+        """
+        yield gr.skip()  # a generator that yields nothing empties its outputs, the buttons' labels too
+        page, me = str(request.session_hash), object()
         self._followers[page] = me
+        latest: Updates = {}
+        try:
+            session = self._guests.get(page) or await self._session(request)
+            while session is not None:
+                jobs = await self._dispatcher.jobs(session)
+                if (entry := self._next(page, jobs)) is None:
+                    break
+                more = sum(each.unfinished and each.id != entry.id for each in jobs)
+                updates = self._followed(session, entry, more)
+                async with aclosing(updates):
+                    async for update in updates:
+                        if self._followers.get(page) is not me:
+                            yield gr.skip()  # Gradio repeats the last update at the end
+                            return
+                        latest = {**self._meanwhile(page), **update}
+                        yield latest
+                if entry.id in (asked := self._asked.get(page, [])):
+                    asked.remove(entry.id)
+        except (SessionNotFoundError, JobNotFoundError):
+            if latest:
+                yield {**latest, self._bar: message_html("Cleared")}
+        except AsyncSessionsError as error:
+            if latest or self._asked.get(page):
+                yield {**latest, self._bar: self._lost(error)}
+            else:
+                _logger.warning("a session's runs can't be followed: %s", error)  # the page says so already
+        finally:
+            if self._followers.get(page) is me:
+                del self._followers[page]
+                await self._leave(page)
+
+    def _next(self, page: str, entries: Iterable[JobInfo]) -> JobInfo | None:
+        """First what ended before this page could see it, then what is under way, then what waits."""
+        asked = self._asked.get(page, ())
+        shown = [entry for entry in entries if entry.unfinished or entry.id in asked]
+        return min(shown, key=lambda entry: (entry.unfinished, not entry.under_way, -entry.priority), default=None)
+
+    async def _followed(self, session: Session, entry: JobInfo, more: int) -> AsyncGenerator[Updates, None]:
+        """Progress, then the result."""
+        job, shown_at = await self._dispatcher.job(session, entry.id), 0.0
+        if entry.unfinished and await job.latest() is None:
+            yield {self._bar: status_html(None, self._visits.store.clock(), more=more)}
         events = job.events()
         try:
             async for event in events:
-                if self._followers.get(page) is not me:
-                    yield gr.skip()  # Gradio repeats the last update at the end
-                    return
                 if isinstance(event, Progress) and event.step < event.total:
                     if anyio.current_time() - shown_at < UPDATE_INTERVAL:
                         continue
                     shown_at = anyio.current_time()
+                update: Updates = {self._bar: status_html(event, self._visits.store.clock(), more=more)}
                 if isinstance(event, Succeeded) and (path := await self._result(session, job, event.outputs)):
-                    meanwhile = {**meanwhile, self._video: path}
-                yield {**meanwhile, self._bar: _told(event)}
-        except (SessionNotFoundError, JobNotFoundError):
-            yield {**meanwhile, self._bar: message_html("Cleared")}
-        except AsyncSessionsError as error:
-            warn("The run can't be followed any more", error)
-            yield {**meanwhile, self._bar: message_html("Lost sight of the run. Reload the page to look for it.")}
+                    update[self._video] = path
+                yield update
         finally:
-            if self._followers.get(page) is me:
-                del self._followers[page]
             await _close(events)
+
+    def _lost(self, error: AsyncSessionsError) -> str:
+        if isinstance(error, StoreClosedError):
+            return message_html("The server is stopping. The run goes on when it is back.")
+        warn("The run can't be followed any more", error)
+        return message_html("Lost sight of the run. Reload the page to look for it.")
 
     async def _result(self, session: Session, job: Job, outputs: Mapping[str, OutputRecord]) -> str | None:
         try:
@@ -201,48 +229,36 @@ class Generate:
             raise
 
     async def _video_copy(self, session: Session, outputs: Mapping[str, OutputRecord]) -> str | None:
-        for record in outputs.values():
-            if record.media_type.startswith("video/"):
-                return await self._visits.copy(session, record, re.sub(r"\.\w+$", "", record.name))
+        for record in filter(is_video, outputs.values()):
+            return await self._visits.copy_result(session, record)
         return None
+
+    async def _session(self, request: gr.Request) -> Session | None:
+        found = await self._visits.found(request)
+        return None if found is None else found[0]
+
+    async def _leave(self, page: str) -> None:
+        if (guest := self._guests.pop(page, None)) is not None:
+            await guest.delete()
 
     async def _cancel_all(self, request: gr.Request) -> None:
         try:
-            session = self._guests.get(str(request.session_hash))
-            if session is None:
-                if (found := await self._visits.found(request)) is None:
-                    return
-                session, _ = found
-            for entry in await self._dispatcher.jobs(session):
-                if entry.unfinished:
-                    await (await self._dispatcher.job(session, entry.id)).cancel()
+            session = self._guests.get(str(request.session_hash)) or await self._session(request)
+            if session is not None:
+                await self._dispatcher.cancel_session(session)
         except AsyncSessionsError as error:
             warn("The run was not cancelled", error)
 
-    def _cancellable(self) -> Updates:
-        return {} if self._cancel is None else {self._cancel: gr.update(interactive=True)}
+    def _meanwhile(self, page: str) -> Updates:
+        """The buttons while a run goes on: one more may be queued, but by a session that others could come back to."""
+        cancel: Updates = {} if self._cancel is None else {self._cancel: gr.update(interactive=True)}
+        return {self._button: gr.update(interactive=page not in self._guests), **cancel}
 
     def _rest(self, request: gr.Request) -> Any:
         if str(request.session_hash) in self._followers:
             return gr.skip()
         rested: Any = gr.update(interactive=True)
         return rested if self._cancel is None else (rested, gr.update(interactive=False))
-
-
-def _told(event: JobEvent) -> str:
-    match event:
-        case Queued(position=position):
-            return progress_html("Waiting: the next to run" if position == 1 else f"Waiting: number {position}", 0.0)
-        case Started():
-            return progress_html("Started", 0.0)
-        case Progress(step=step, total=total, note=note):
-            return progress_html(f"{note or 'Running'}: {step} of {total}", step / max(total, 1))
-        case Succeeded():
-            return progress_html("Done", 1.0)
-        case Failed(error=error):
-            return message_html(f"Failed: {error.message or error.kind}")
-        case Cancelled():
-            return message_html("Cancelled")
 
 
 async def _close(events: AsyncIterator[JobEvent]) -> None:

@@ -23,7 +23,7 @@ _BOX = (
     "padding:var(--spacing-lg);border:1px solid var(--border-color-primary);border-radius:var(--radius-md);"
     "background:var(--block-background-fill);color:var(--body-text-color);font-size:var(--text-sm)"
 )
-_SUBDUED = "opacity:0.7"  # the theme's own subdued colour is too pale for small text
+SUBDUED = "opacity:0.7"  # the theme's own subdued colour is too pale for small text
 _CELL = (
     "border:none;padding:var(--spacing-sm) var(--spacing-lg) var(--spacing-sm) 0;text-align:left;overflow-wrap:anywhere"
 )
@@ -51,7 +51,7 @@ def sentence(error: AsyncSessionsError | TypeError | ValueError) -> str:
 def session_info_html(info: SessionInfo | None) -> str:
     """A panel that says what is kept, and until when. `None` for a session that has not begun."""
     if info is None or not (info.images or info.jobs or info.state):
-        return _box(
+        return box_html(
             _line("Nothing is kept yet.")
             + _line("Images and settings that you choose stay here through refresh and restart.", subdued=True)
         )
@@ -63,24 +63,30 @@ def session_info_html(info: SessionInfo | None) -> str:
     if info.jobs:
         counts = Counter(job.status for job in info.jobs.values())
         facts.append("runs: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
-    return _box(lines + _line(" · ".join(facts), subdued=True))
+    return box_html(lines + _line(" · ".join(facts), subdued=True))
 
 
 def progress_html(text: str, fraction: float) -> str:
     """A line of plain text over a bar; `fraction` is from 0 to 1."""
+    return box_html(bar_html(text, fraction))
+
+
+def bar_html(text: str, fraction: float) -> str:
+    """`progress_html` without a box."""
     percent = 100 * min(max(fraction, 0.0), 1.0)
+    text = html.escape(text)
     bar = f'<div style="{_TRACK}"><div style="{_BAR.format(percent=percent)}"></div></div>'
-    label = f'role="progressbar" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent:.0f}"'
-    return _box(f"<div {label}>{_line(html.escape(text))}{bar}</div>")
+    values = f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent:.0f}" aria-valuetext="{text}"'
+    return f'<div role="progressbar" aria-label="Progress of the run" {values}>{_line(text)}{bar}</div>'
 
 
 def message_html(text: str) -> str:
     """A line of plain text."""
-    return _box(_line(html.escape(text)))
+    return box_html(_line(html.escape(text)))
 
 
 def _images(images: Iterable[tuple[str, ImageRecord]]) -> str:
-    rows = _row("th", ("Slot", "File", "Pixels", "Size", "Stored"), f"{_SUBDUED};font-weight:normal")
+    rows = _row("th", ("Slot", "File", "Pixels", "Size", "Stored"), f"{SUBDUED};font-weight:normal")
     for slot, record in images:
         rows += _row(
             "td",
@@ -105,8 +111,9 @@ def _size(count: int) -> str:
 
 
 def _line(text: str, *, subdued: bool = False) -> str:
-    return f'<div style="margin-bottom:var(--spacing-sm);{_SUBDUED if subdued else ""}">{text}</div>'
+    return f'<div style="margin-bottom:var(--spacing-sm);{SUBDUED if subdued else ""}">{text}</div>'
 
 
-def _box(content: str) -> str:
+def box_html(content: str) -> str:
+    """What is HTML already."""
     return f'<div style="{_BOX}">{content}</div>'

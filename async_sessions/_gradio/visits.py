@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -165,6 +166,9 @@ class Visits:
     async def copy(self, session: Session, record: ImageRecord | OutputRecord, name: str) -> str:
         return await cache.copy_of(session, record, name, folder=get_upload_folder(), key=await self.signer())
 
+    async def copy_result(self, session: Session, record: OutputRecord) -> str:
+        return await self.copy(session, record, re.sub(r"\.\w+$", "", record.name))
+
     async def clear(self, request: gr.Request) -> None:
         """Remove the session with all that it holds, and what was uploaded to it or copied for it in Gradio's cache.
 
@@ -192,6 +196,10 @@ class Visits:
             raise ImageRejectedError("unsupported_format", "That is not an image file; choose a JPEG, PNG or WebP.")
         record = await session.store_image(Path(path), slot, name=payload.get("orig_name"))
         self._shown[session.key, slot, path] = record.blob
+
+
+def is_video(record: OutputRecord) -> bool:
+    return record.media_type.startswith("video/")
 
 
 def _blobs(info: SessionInfo) -> Iterable[str]:

@@ -48,6 +48,13 @@ class LocalJob:
             raise JobNotFoundError("There is no such job.")
         return entry
 
+    async def latest(self) -> JobEvent | None:
+        """See `Job.latest`."""
+        log = self._log(self.id)
+        if log is not None and log.last is not None:
+            return log.last
+        return entry_event(await self.info())
+
     async def events(self, after: str | None = None) -> AsyncGenerator[JobEvent]:
         """See `Job.events`."""
         seen = event_order(after)

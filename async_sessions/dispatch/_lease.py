@@ -127,8 +127,13 @@ class Owner:
     async def _is_dead(self, entry: JobInfo) -> bool:
         if entry.owner == self.name:
             return not self._holds(entry.id)
-        found = await self._store.blobs.get(_keys.owner_lease(entry.owner))
-        try:
-            return found is None or _LEASE_OF.decode(found.data).expires_at < self._store.clock()
-        except msgspec.DecodeError:
-            return True
+        return not await lives(entry.owner, self._store)
+
+
+async def lives(owner: str, store: SessionStore) -> bool:
+    """Whether the dispatcher of that name still looks after its jobs: its lease has not lapsed."""
+    found = await store.blobs.get(_keys.owner_lease(owner))
+    try:
+        return found is not None and _LEASE_OF.decode(found.data).expires_at >= store.clock()
+    except msgspec.DecodeError:
+        return False

@@ -24,15 +24,18 @@ class JobLog:
         self._changed: anyio.Event | None = None  # made by who waits: most jobs are followed by nobody
 
     @property
+    def last(self) -> JobEvent | None:
+        return self._events[-1] if self._events else None
+
+    @property
     def ended(self) -> bool:
-        return bool(self._events) and isinstance(self._events[-1], Succeeded | Failed | Cancelled)
+        return isinstance(self.last, Succeeded | Failed | Cancelled)
 
     def append(self, event: JobEvent) -> None:
         """Nothing comes after the terminal event: what does is ignored."""
         if self.ended:
             return
-        last = self._events[-1] if self._events else None
-        if isinstance(event, Queued | Progress) and type(event) is type(last):
+        if isinstance(event, Queued | Progress) and type(event) is type(self.last):
             self._events.pop()
         self._events.append(event)
         self._wake()

@@ -25,6 +25,10 @@ class Job(Protocol):
         """The job's entry as it is stored now. `JobNotFoundError` once its session forgot it."""
         ...
 
+    async def latest(self) -> JobEvent | None:
+        """What was told last; `None` where there is nothing but the entry of a job that waits. `JobNotFoundError`."""
+        ...
+
     def events(self, after: str | None = None) -> AsyncIterator[JobEvent]:
         """What has happened since the event with the id `after`, or since the beginning, then what happens.
 

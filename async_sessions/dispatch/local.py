@@ -8,7 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
@@ -17,7 +17,6 @@ from anyio import AsyncContextManagerMixin
 
 from async_sessions import _keys
 from async_sessions._tasks import Commits
-from async_sessions.dispatch._accept import accept, checked
 from async_sessions.dispatch._job import LocalJob
 from async_sessions.dispatch._lease import Owner
 from async_sessions.dispatch._log import JobLog
@@ -25,20 +24,18 @@ from async_sessions.dispatch._scheduled import kind_of
 from async_sessions.dispatch._scheduler import Scheduler
 from async_sessions.errors import (
     AsyncSessionsError,
-    InvalidRequestError,
     JobNotFoundError,
     QueueFullError,
     SessionNotFoundError,
-    SlotEmptyError,
     StoreClosedError,
     UnknownPipelineError,
 )
-from async_sessions.jobs import cancel_job, give_back_job
-from async_sessions.records import MIB, GenerationRequest
+from async_sessions.jobs import accept_job, cancel_job, give_back_job, repeated
+from async_sessions.records import MIB
 
 if TYPE_CHECKING:
     from async_sessions.jobs import Pipeline
-    from async_sessions.records import JobInfo
+    from async_sessions.records import GenerationRequest, JobInfo
     from async_sessions.session import Session
     from async_sessions.store import SessionStore
 
@@ -181,7 +178,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
         job_id = _keys.job_id(request.session_key, _keys.job_hex(request.idempotency_key))
         now = self._store.clock()
         arrival = self._scheduler.draw()
-        entry = await anyio.to_thread.run_sync(partial(checked, pipeline, request, job_id, self._owner.name, now))
+        entry = await anyio.to_thread.run_sync(partial(_checked, pipeline, request, job_id, self._owner.name, now))
         job = self._handle(session, job_id)
         if request.idempotency_key is not None and job_id in (await session.info()).jobs:
             return job
@@ -214,19 +211,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
     async def retry(self, session: Session, job_id: str) -> LocalJob:
         """See `Dispatcher.retry`."""
         entry = await (await self.job(session, job_id)).info()
-        if entry.unfinished:
-            raise InvalidRequestError("The job is not over yet; wait for its end, or cancel it.")
-        if entry.lost:
-            raise SlotEmptyError(f"The image that this job had as {entry.lost[0]!r} was removed; submit a new one.")
-        return await self.submit(
-            GenerationRequest(
-                session_key=session.key,
-                pipeline=entry.pipeline,
-                inputs=entry.inputs,
-                params=entry.params,
-                priority=entry.priority,
-            )
-        )
+        return await self.submit(repeated(entry))
 
     async def cancel_session(self, session: Session) -> list[JobInfo]:
         """See `Dispatcher.cancel_session`."""
@@ -263,7 +248,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
         raise QueueFullError(f"{waiting} jobs{whose} are waiting already; try again {when}.", waiting + 1, after)
 
     async def _accept(self, session: Session, entry: JobInfo, arrival: int) -> None:
-        if await accept(entry, session, self._store.blobs):
+        if await accept_job(entry, session, blobs=self._store.blobs):
             self._scheduler.add(entry, arrival)
 
     async def _halt(self) -> None:
@@ -299,3 +284,12 @@ class LocalDispatcher(AsyncContextManagerMixin):
             raise JobNotFoundError("There is no such job any more.") from error
         finally:
             self._scheduler.stop(job_id)
+
+
+def _checked(pipeline: Pipeline, request: GenerationRequest, job_id: str, owner: str, now: datetime) -> JobInfo:
+    """The entry for `request`, or `InvalidRequestError`; called in a thread, since a pipeline may look closely."""
+    entry = pipeline.spec.entry(request, job_id, owner, now)
+    check = getattr(pipeline, "check", None)
+    if check is not None:
+        check(entry.inputs, entry.params)
+    return entry

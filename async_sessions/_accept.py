@@ -1,39 +1,29 @@
-"""Accepting a job: what it asks for is checked, then its marker is written, then its entry."""
+"""How a job comes into a store: its marker, then its entry."""
 
 from __future__ import annotations
 
 import logging
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from async_sessions import _keys
 from async_sessions._life import NOT_WRITTEN
-from async_sessions.errors import StorageError
+from async_sessions.errors import InvalidRequestError, SlotEmptyError, StorageError
+from async_sessions.records import GenerationRequest
 
 if TYPE_CHECKING:
-    from async_sessions.blobs.base import BlobStore
-    from async_sessions.jobs import Pipeline
-    from async_sessions.records import GenerationRequest, JobInfo
+    from async_sessions.blobs import BlobStore
+    from async_sessions.records import JobInfo
     from async_sessions.session import Session
 
 _logger = logging.getLogger("async_sessions")
 
 
-def checked(pipeline: Pipeline, request: GenerationRequest, job_id: str, owner: str, now: datetime) -> JobInfo:
-    """The entry for `request`, or `InvalidRequestError`; called in a thread, since a pipeline may look closely."""
-    entry = pipeline.spec.entry(request, job_id, owner, now)
-    check = getattr(pipeline, "check", None)
-    if check is not None:
-        check(entry.inputs, entry.params)
-    return entry
+async def accept_job(entry: JobInfo, session: Session, *, blobs: BlobStore) -> bool:
+    """Store a job that waits; `False` where there is one of its id already. What `Session.edit_job` raises.
 
-
-async def accept(entry: JobInfo, session: Session, blobs: BlobStore) -> bool:
-    """Marker, then entry; `False` where there is such a job already.
-
-    Not to be interrupted: an entry that is not in the queue waits for long.
+    From then on it is its owner's, or, where that has no lease, that of the next dispatcher to look.
     """
     marker = _keys.queue_marker(entry.id)
     hint = {"owner": entry.owner, "submitted_at": entry.submitted_at}
@@ -55,6 +45,24 @@ async def accept(entry: JobInfo, session: Session, blobs: BlobStore) -> bool:
     if not added and current is not None and not current.unfinished:  # the same request twice at once
         await _drop(marker, version, blobs)
     return added
+
+
+def repeated(entry: JobInfo) -> GenerationRequest:
+    """The request of a job that is over, once more.
+
+    `InvalidRequestError` for one that is not over, `SlotEmptyError` for one of whose images one was removed.
+    """
+    if entry.unfinished:
+        raise InvalidRequestError("The job is not over yet; wait for its end, or cancel it.")
+    if entry.lost:
+        raise SlotEmptyError(f"The image that this job had as {entry.lost[0]!r} was removed; submit a new one.")
+    return GenerationRequest(
+        session_key=_keys.split_job_id(entry.id)[0],
+        pipeline=entry.pipeline,
+        inputs=entry.inputs,
+        params=entry.params,
+        priority=entry.priority,
+    )
 
 
 async def _drop(marker: str, version: str, blobs: BlobStore) -> None:
