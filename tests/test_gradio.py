@@ -400,8 +400,9 @@ async def test_a_full_disk_keeps_the_page_and_what_was_stored_before(uploads: An
             await page.enter(app.prompt, "words")
         with pytest.warns(UserWarning, match="no room left"):
             await page.remove(app.start)
-        await page.fire(app.button("Clear"), "click")
         assert (await app.open()).shows(app.start).name == "start.png"
+        await page.fire(app.button("Clear"), "click")
+        assert (await app.open()).shows(app.start) is None  # which takes no room
 
 
 async def test_a_damaged_image_leaves_its_slot_empty_and_the_others_shown(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 LEASE = timedelta(seconds=15)
+PARAMS = StepPipeline().spec.defaults
 
 
 async def left_behind(store: SessionStore, session: Session, number: int = 0, **how: Any) -> JobInfo:
@@ -49,6 +50,20 @@ async def test_the_jobs_of_a_dispatcher_whose_lease_lapsed_are_taken_over_and_ru
         assert [(await session.info()).jobs[entry.id].attempt for entry in (waiting, running)] == [1, 2]
     assert len(pipeline.ran) == 2
     assert await keys_of(session_store.blobs, "queue/") == set()
+
+
+async def test_jobs_are_taken_over_in_the_order_in_which_they_were_submitted(
+    session_store: SessionStore, session: Session, frozen_clock: FrozenClock
+) -> None:
+    entries = []
+    for number in (5, 3, 9, 1):
+        entries.append(await left_behind(session_store, session, number, params={**PARAMS, "label": f"{number}"}))
+        frozen_clock.advance(seconds=1)
+    pipeline = StepPipeline()
+    async with local(session_store, [pipeline]) as dispatcher:
+        for entry in entries:
+            await (await dispatcher.job(session, entry.id)).result()
+    assert pipeline.ran == ["5", "3", "9", "1"]
 
 
 async def test_the_jobs_of_a_living_dispatcher_are_left_alone(

@@ -166,8 +166,7 @@ class Generate:
                 jobs = await self._dispatcher.jobs(session)
                 if (entry := self._next(page, jobs)) is None:
                     break
-                more = sum(each.unfinished and each.id != entry.id for each in jobs)
-                updates = self._followed(session, entry, more)
+                updates = self._followed(session, entry)
                 async with aclosing(updates):
                     async for update in updates:
                         if self._followers.get(page) is not me:
@@ -196,9 +195,10 @@ class Generate:
         shown = [entry for entry in entries if entry.unfinished or entry.id in asked]
         return min(shown, key=lambda entry: (entry.unfinished, not entry.under_way, -entry.priority), default=None)
 
-    async def _followed(self, session: Session, entry: JobInfo, more: int) -> AsyncGenerator[Updates, None]:
+    async def _followed(self, session: Session, entry: JobInfo) -> AsyncGenerator[Updates, None]:
         """Progress, then the result."""
         job, shown_at = await self._dispatcher.job(session, entry.id), 0.0
+        more = await self._others(session, entry)
         if entry.unfinished and await job.latest() is None:
             yield {self._bar: status_html(None, self._visits.store.clock(), more=more)}
         events = job.events()
@@ -208,12 +208,17 @@ class Generate:
                     if anyio.current_time() - shown_at < UPDATE_INTERVAL:
                         continue
                     shown_at = anyio.current_time()
+                else:
+                    more = await self._others(session, entry)
                 update: Updates = {self._bar: status_html(event, self._visits.store.clock(), more=more)}
                 if isinstance(event, Succeeded) and (path := await self._result(session, job, event.outputs)):
                     update[self._video] = path
                 yield update
         finally:
             await _close(events)
+
+    async def _others(self, session: Session, entry: JobInfo) -> int:
+        return sum(each.unfinished and each.id != entry.id for each in await self._dispatcher.jobs(session))
 
     def _lost(self, error: AsyncSessionsError) -> str:
         if isinstance(error, StoreClosedError):

@@ -93,8 +93,9 @@ class Owner:
     async def take_over(self) -> None:
         """Adopt every unfinished job whose owner's lease lapsed, and any of our own that was lost from sight.
 
-        The latter are those whose beginning, or end, could not be stored when it came.
+        The latter are those whose beginning, or end, could not be stored when it came. Those submitted first go first.
         """
+        seen = []
         async for marker in self._store.blobs.list(_keys.QUEUE):
             job_id = _keys.job_of_marker(marker.key)
             if self._holds(job_id):
@@ -103,11 +104,16 @@ class Owner:
                 session = await self._store.open_by_key(_keys.split_job_id(job_id)[0])
                 entry = (await session.info()).jobs.get(job_id)
                 if entry is not None and entry.unfinished and await self._is_dead(entry):
-                    await self._take(entry)
+                    seen.append(entry)
             except (SessionNotFoundError, JobNotFoundError, InvalidKeyError):
                 continue  # the sweep takes the marker
             except StorageError as error:
                 _logger.warning("can't tell whether job %s lives: %s", job_id, error)
+        for entry in sorted(seen, key=lambda entry: entry.submitted_at):
+            try:
+                await self._take(entry)
+            except (SessionNotFoundError, StorageError) as error:
+                _logger.warning("can't take job %s over: %s", entry.id, error)
 
     async def _take(self, seen: JobInfo) -> None:
         owner = self.name if seen.pipeline in self._pipelines else None
