@@ -34,7 +34,7 @@ FLOORS = [
     {"_context", "_life", "_draft", "session", "store", "_pipeline"}
     | {"janitor", "_sweep", "stats", "verify", "_verification", "_repair"},
     {"jobs", "_run", "_entry", "_outputs", "bundle", "_bundle", "_archive", "_spool"},
-    {"asgi", "_serving", "dispatch", "pipelines"},
+    {"asgi", "_serving", "_cookies", "dispatch", "pipelines"},
     {"gradio", "_gradio"},
     {"cli", "_cli", "demo", "__main__"},
 ]
