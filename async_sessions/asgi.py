@@ -4,8 +4,8 @@ A signed cookie, set by a pure ASGI middleware, holds a session id and nothing e
 images to that browser.
 
 The id is a secret: the cookie is HttpOnly, so no script on the page reads it, and SameSite=Lax, so no other site's form
-spends it (nor where the app is `embedded`: see `SessionCookie`). Setting the cookie writes nothing to the store; a session begins with its first image. Neither ids nor
-cookies are ever logged.
+spends it; where it is not, `SessionCookie` sees to it. Setting the cookie writes nothing to the store; a session begins
+with its first image. Neither ids nor cookies are ever logged.
 """
 
 from __future__ import annotations
