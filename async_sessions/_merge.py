@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Set
 from contextlib import aclosing
 from datetime import datetime
 from functools import partial
@@ -62,7 +62,7 @@ async def merge(context: StoreContext, source: Life, target: Life) -> Merged:
         return Merged(left=_names(given))
     taken = _taken(given, after)
     try:
-        rest = await source.give_away(lambda manifest: _without(manifest, taken, context.now()))
+        rest = await source.give_away(lambda manifest: _without(manifest, taken, after.state.keys(), context.now()))
     except SessionNotFoundError:  # somebody else has taken it along, or deleted it
         return Merged(moved=_names(given))
     left = _names(rest)
@@ -124,8 +124,7 @@ def joined(target: Manifest, given: Manifest, names: dict[str, str], limits: Lim
             larger = target.with_superseded(slot, copy, now) if taken else target.with_image(slot, copy, now)
             target = larger if _fits(larger, limits) else target
     for job in sorted(given.jobs.values(), key=lambda job: job.submitted_at, reverse=True):
-        blobs = {record.blob for record in (*job.inputs.values(), *job.outputs.values())}
-        if not job.unfinished and blobs <= names.keys() and _moved_id(job, target) not in target.jobs:
+        if not job.unfinished and _blobs(job) <= names.keys() and _moved_id(job, target) not in target.jobs:
             larger = target.with_job(_moved(job, target, names))
             target = larger if _fits(larger, limits) else target
     state = {**given.state, **target.state}
@@ -171,10 +170,16 @@ def _renamed(record: ImageRecord, names: dict[str, str]) -> ImageRecord:
 
 def _records(manifest: Manifest) -> dict[str, ImageRecord | OutputRecord]:
     """What would be copied, by blob."""
-    over = [job for job in manifest.jobs.values() if not job.unfinished]
-    images = (*manifest.images.values(), *(record for job in over for record in job.inputs.values()))
-    outputs = (record for job in over for record in job.outputs.values())
-    return {record.blob: record for record in (*images, *outputs)}
+    records: dict[str, ImageRecord | OutputRecord] = {record.blob: record for record in manifest.images.values()}
+    for job in manifest.jobs.values():
+        if not job.unfinished:
+            records |= {record.blob: record for record in job.inputs.values()}
+            records |= {record.blob: record for record in job.outputs.values()}
+    return records
+
+
+def _blobs(job: JobInfo) -> set[str]:
+    return {record.blob for record in job.inputs.values()} | {record.blob for record in job.outputs.values()}
 
 
 def _taken(given: Manifest, after: Manifest) -> set[str]:
@@ -184,11 +189,14 @@ def _taken(given: Manifest, after: Manifest) -> set[str]:
     return images | {job.id for job in given.jobs.values() if _moved_id(job, after) in after.jobs}
 
 
-def _without(manifest: Manifest, taken: set[str], now: datetime) -> Manifest:
-    """The source without what was taken; a tombstone where nothing is left that anybody needs."""
+def _without(manifest: Manifest, taken: set[str], known: Set[str], now: datetime) -> Manifest:
+    """The source without what was taken; a tombstone where nothing is left that anybody needs.
+
+    `known` names the values that are taken, or that the user has.
+    """
     images = {slot: record for slot, record in manifest.images.items() if record.blob not in taken}
     jobs = {name: job for name, job in manifest.jobs.items() if name not in taken}
-    if not images and not jobs and not manifest.held(now):
+    if not images and not jobs and manifest.state.keys() <= known and not manifest.held(now):
         return manifest.as_tombstone()
     if (len(images), len(jobs)) == (len(manifest.images), len(manifest.jobs)):
         return manifest

@@ -233,6 +233,17 @@ async def test_a_damaged_image_stays_and_the_others_come_along(tmp_path: Path) -
         assert list((await user.info()).images) == ["end"]
 
 
+async def test_values_that_do_not_fit_stay_in_the_old_session() -> None:
+    async with open_store("memory://", cleanup_interval=None, limits=Limits(max_state_bytes=100)) as store:
+        source, user = await store.create_session(prompt="a" * 60), store.session_of("carol")
+        await source.store_image(square("red"), "start")
+        await user.update_state(notes="b" * 60)
+        assert await store.merge(source, into=user) == Merged(moved=("start",))
+        assert (await user.info()).state == {"notes": "b" * 60}
+        info = await source.info()
+        assert (info.images, info.state) == ({}, {"prompt": "a" * 60})
+
+
 async def test_a_pin_keeps_the_old_session(session_store: SessionStore) -> None:
     source, user = await begun(session_store), session_store.session_of("carol")
     await source.pin("somebody", until=session_store.clock() + timedelta(hours=1))
