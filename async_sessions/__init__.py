@@ -12,6 +12,7 @@ Optional parts have an import path of their own: `async_sessions.gradio`, `async
 
 from async_sessions._draft import Draft
 from async_sessions._ingest import ImageSource
+from async_sessions._merge import Merged
 from async_sessions._reading import StoredImage
 from async_sessions.blobs import Blob, BlobInfo, BlobStore, Expect, LocalBlobStore, MemoryBlobStore
 from async_sessions.errors import (
@@ -88,6 +89,7 @@ __all__ = [
     "LocalBlobStore",
     "LockTimeoutError",
     "MemoryBlobStore",
+    "Merged",
     "ModelError",
     "OutOfMemoryError",
     "OutputRecord",

@@ -125,6 +125,19 @@ class Life:
 
         await self._context.commits.uninterrupted(commit)
 
+    async def give_away(self, change: Change) -> Manifest:
+        """Commit `change`; where it leaves a tombstone, remove this life, but let what is being uploaded begin anew."""
+        self._context.check_open()
+        bound = self._incarnation
+
+        async def commit() -> Manifest:
+            manifest = await self._edit(change, bound)
+            if manifest.buried:
+                await self._context.manifests.clear_away(manifest)
+            return manifest
+
+        return await self._context.commits.uninterrupted(commit)
+
     def _living(self, manifest: Manifest | None, bound: str | None) -> Manifest:
         return self._context.lifetime.living(manifest, self._context.now(), bound)
 

@@ -4,27 +4,36 @@ A signed cookie, set by a pure ASGI middleware, holds a session id and nothing e
 images, and what its jobs made, to that browser.
 
 The id is a secret: the cookie is HttpOnly, so no script on the page reads it, and SameSite=Lax, so no other site's form
-spends it. Setting the cookie writes nothing to the store; a session begins with its first image. Neither ids nor
-cookies are ever logged.
+spends it; where it is not, `SessionCookie` sees to it. Setting the cookie writes nothing to the store; a session begins
+with its first image. Neither ids nor cookies are ever logged.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import logging
-import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
-from itsdangerous import BadSignature, Signer
 
 from async_sessions import _keys
+from async_sessions._cookies import (
+    COOKIE,
+    MAX_AGE,
+    Cookies,
+    CookieSigner,
+    Scope,
+    SignerSource,
+    attributes,
+    comes_from_elsewhere,
+    cookies_of,
+    stored_signer,
+    without,
+)
 from async_sessions._serving import File, failure, in_one_piece, send_answer, send_file
-from async_sessions.blobs.base import Expect
 from async_sessions.errors import (
     CorruptBlobError,
     InvalidKeyError,
@@ -32,78 +41,37 @@ from async_sessions.errors import (
     SlotEmptyError,
     StorageError,
     StoreClosedError,
-    VersionConflictError,
 )
 
 if TYPE_CHECKING:
-    from async_sessions.blobs.base import BlobStore
     from async_sessions.session import Session
     from async_sessions.store import SessionStore
 
-Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-COOKIE: Final = "async_sessions"
-MAX_AGE: Final = 30 * 24 * 3600  # seconds; every visit of a page counts anew
+__all__ = [
+    "COOKIE",
+    "MAX_AGE",
+    "ASGIApp",
+    "CookieSigner",
+    "Cookies",
+    "Message",
+    "Receive",
+    "Scope",
+    "Send",
+    "SessionCookie",
+    "SessionImages",
+    "SessionOutputs",
+    "stored_signer",
+]
 
 _SIGNER_WITHIN = 2.0  # seconds
-_SECRET_BYTES = 32
-_LEAST_SECRET_BYTES = 16
 _MINTED_ON = ("", "/", "/config")
 
 _logger = logging.getLogger("async_sessions")
-
-
-class Cookies(Protocol):
-    """A request's cookies as a mapping: Starlette's `request.cookies`, Gradio's too."""
-
-    def get(self, name: str, /) -> str | None: ...
-
-
-class CookieSigner:
-    """Signs session ids and reads them back. The first secret signs, all are accepted.
-
-    A secret is text or bytes, at least 16 bytes long; to rotate, put a new one in front. Apps on one host that may not
-    share sessions need different names: browsers don't keep the cookies of different ports apart.
-    """
-
-    def __init__(self, *given: str | bytes, name: str = COOKIE) -> None:
-        keys = [secret.encode() if isinstance(secret, str) else secret for secret in given]
-        if not keys or min(map(len, keys)) < _LEAST_SECRET_BYTES:
-            raise ValueError(
-                f"A cookie secret has at least {_LEAST_SECRET_BYTES} bytes; make one with secrets.token_hex()."
-            )
-        self.name = name
-        # itsdangerous signs with the last key of its list
-        self._signer = Signer(keys[::-1], salt="async_sessions.cookie", digest_method=hashlib.sha256)
-
-    def sign(self, session_id: str) -> str:
-        """The cookie's value for `session_id`."""
-        return self._signer.sign(session_id).decode()
-
-    def session_id(self, cookies: Cookies) -> str | None:
-        """The id that this or an earlier secret signed; `None` where there is none, forged ones included."""
-        try:
-            return self._signer.unsign(cookies.get(self.name) or "").decode()
-        except (BadSignature, UnicodeError):
-            return None
-
-
-async def stored_signer(blobs: BlobStore) -> CookieSigner:
-    """A signer whose secret lives in the store, made there on first use: one for all processes, kept over restarts.
-
-    In a folder it is a file that only its owner can read. The cookie's name depends on it, so that two stores served
-    from one host don't take each other's sessions away.
-    """
-    while (found := await blobs.get(_keys.COOKIE_SECRET)) is None:
-        with suppress(VersionConflictError):  # another process was faster: read its secret
-            await blobs.put(_keys.COOKIE_SECRET, secrets.token_bytes(_SECRET_BYTES), expect=Expect.ABSENT)
-    if len(found.data) < _LEAST_SECRET_BYTES:
-        raise CorruptBlobError(f"The cookies' signing secret is damaged. Delete {_keys.COOKIE_SECRET} in the store.")
-    return CookieSigner(found.data, name=f"{COOKIE}_{hashlib.sha256(b'name:' + found.data).hexdigest()[:8]}")
 
 
 class SessionCookie:
@@ -111,44 +79,53 @@ class SessionCookie:
 
     Only the answer to a page (and to Gradio's `/config`) sets it, so that a page's parallel first requests can't
     mint several ids. `signer` is asked for once it is needed; while it fails with a `StorageError`, the app is served
-    without cookies. `secure` sets the Secure attribute; by default it follows the scheme of the request.
+    without cookies. Where the request came through TLS (`scheme`, in which a server that trusts its proxy has put what
+    that said), or where `secure` says that they all do, the cookie is Secure and its name begins with `__Host-`: one
+    without is nobody's then, since anybody on the network could have planted it.
+
+    `embedded`: the app is shown in frames of other sites, over TLS. The cookie is `SameSite=None; Partitioned` then, so
+    that each such site has a session of its own; and where another site's page sends the request itself, the app does
+    not get to see it.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, signer: Callable[[], Awaitable[CookieSigner]], secure: bool | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, signer: SignerSource, secure: bool = False, embedded: bool = False) -> None:
         self._app = app
         self._signer = signer
-        self._secure = secure
+        self._secure = secure or embedded
+        self._embedded = embedded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not _opens_a_page(scope) or (cookie := await self._cookie(scope)) is None:
+        if self._embedded and scope["type"] in ("http", "websocket") and comes_from_elsewhere(scope):
+            await self._app(await self._without_cookie(scope), receive, send)
+        elif not _opens_a_page(scope) or (cookie := await self._cookie(scope)) is None:
             await self._app(scope, receive, send)
-            return
-
-        async def send_with_cookie(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = [*message.get("headers", ()), (b"set-cookie", cookie)]
-                if not any(name.lower() == b"cache-control" for name, _ in headers):
-                    headers.append((b"cache-control", b"private"))  # a shared cache would hand one id to everybody
-                message = {**message, "headers": headers}
-            await send(message)
-
-        await self._app(scope, receive, send_with_cookie)
+        else:
+            await self._app(scope, receive, _sending(cookie, send))
 
     async def _cookie(self, scope: Scope) -> bytes | None:
+        if (signer := await self._ask()) is None:
+            return None
+        secure = self._secure or scope.get("scheme") == "https"
+        session_id = signer.session_id(cookies_of(scope["headers"]), secure=secure) or _keys.new_session_id()
+        name = signer.name_of(secure=secure)
+        return f"{name}={signer.sign(session_id)}; {attributes(secure=secure, embedded=self._embedded)}".encode()
+
+    async def _without_cookie(self, scope: Scope) -> Scope:
+        signer = await self._ask()
+        if signer is None:
+            headers = [each for each in scope["headers"] if each[0] != b"cookie"]
+        else:
+            headers = without(scope["headers"], [signer.name_of(secure=secure) for secure in (True, False)])
+        return {**scope, "headers": headers}
+
+    async def _ask(self) -> CookieSigner | None:
         signer = None
         try:
             with anyio.move_on_after(_SIGNER_WITHIN):  # a page without a cookie rather than no page
                 signer = await self._signer()
         except StorageError:
             _logger.warning("no session cookie: the signing secret can't be read", exc_info=True)
-        if signer is None:
-            return None
-        session_id = signer.session_id(_cookies(scope["headers"])) or _keys.new_session_id()
-        secure = scope.get("scheme") == "https" if self._secure is None else self._secure
-        attributes = f"Path=/; Max-Age={MAX_AGE}; HttpOnly; SameSite=Lax{'; Secure' if secure else ''}"
-        return f"{signer.name}={signer.sign(session_id)}; {attributes}".encode()
+        return signer
 
 
 class _SessionFiles:
@@ -158,7 +135,7 @@ class _SessionFiles:
         self,
         store: SessionStore,
         *,
-        signer: Callable[[], Awaitable[CookieSigner]] | None = None,
+        signer: SignerSource | None = None,
         identity: Callable[[Scope], str | Awaitable[str | None] | None] | None = None,
     ) -> None:
         if signer is None and identity is None:
@@ -212,7 +189,8 @@ class _SessionFiles:
                 return self._store.session_of(user)
         if self._signer is None:
             return None
-        session_id = (await self._signer()).session_id(_cookies(scope["headers"]))
+        secure = True if scope.get("scheme") == "https" else None  # None: a proxy may not say so
+        session_id = (await self._signer()).session_id(cookies_of(scope["headers"]), secure=secure)
         return None if session_id is None else self._store.session(session_id)
 
 
@@ -264,6 +242,18 @@ class SessionOutputs(_SessionFiles):
         return File(f'"{record.digest}"', record.media_type, record.byte_size, chunks)
 
 
+def _sending(cookie: bytes, send: Send) -> Send:
+    async def send_with_cookie(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ()), (b"set-cookie", cookie)]
+            if not any(name.lower() == b"cache-control" for name, _ in headers):
+                headers.append((b"cache-control", b"private"))  # a shared cache would hand one id to everybody
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return send_with_cookie
+
+
 def _path(scope: Scope) -> str:
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
@@ -274,8 +264,3 @@ def _opens_a_page(scope: Scope) -> bool:
         return False
     accepted = b",".join(value for name, value in scope["headers"] if name == b"accept")
     return _path(scope) in _MINTED_ON or b"text/html" in accepted
-
-
-def _cookies(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    pairs = (pair for name, value in headers if name == b"cookie" for pair in value.decode("latin-1").split(";"))
-    return {name.strip(): value.strip() for name, _, value in (pair.partition("=") for pair in pairs)}

@@ -16,19 +16,19 @@ from __future__ import annotations
 import html
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import gradio as gr
-from starlette.middleware import Middleware
 
 from async_sessions import _keys
 from async_sessions._gradio.generate import Generate
 from async_sessions._gradio.html import message_html, sentence, session_info_html
+from async_sessions._gradio.identity import carrying
 from async_sessions._gradio.lifespan import composed, stop_signals
 from async_sessions._gradio.listeners import QUIET, Reactions, page_in_progress
 from async_sessions._gradio.queue import Queue
 from async_sessions._gradio.visits import Payload, Visits, warn
-from async_sessions.asgi import CookieSigner, SessionCookie
+from async_sessions.asgi import CookieSigner, SessionImages
 from async_sessions.errors import (
     AsyncSessionsError,
     ImageRejectedError,
@@ -56,6 +56,11 @@ class GradioSessions:
     cookies: one, or several to rotate, the newest first; by default the store keeps one of its own. Start the app with
     `launch` or `mount`, or pass `**launch_options()` to `demo.launch`.
 
+    In a frame of another site browsers send no such cookie. `embedded` asks for one that they do (see `SessionCookie`);
+    it takes TLS. With `identity="browser_state"` a browser that sends none is known by a signed token in the page's
+    storage, which scripts on the page can read. `merge_at_login`: what a browser kept before its user logged in is
+    taken along into the user's session (see `SessionStore.merge`).
+
     Gradio keeps what is uploaded in a cache of its own, too: give `gr.Blocks` a `delete_cache`.
     """
 
@@ -65,11 +70,22 @@ class GradioSessions:
         *,
         dispatcher: Dispatcher | None = None,
         secret: str | bytes | Sequence[str | bytes] | None = None,
+        identity: Literal["cookie", "browser_state"] = "cookie",
+        embedded: bool = False,
+        merge_at_login: bool = True,
     ) -> None:
+        if identity not in ("cookie", "browser_state"):
+            raise ValueError(f"`identity` is 'cookie' or 'browser_state', not {identity!r}.")
         self.store = store if isinstance(store, SessionStore) else open_store(store)
         self.dispatcher = dispatcher
-        secrets = [secret] if isinstance(secret, str | bytes) else secret
-        self._visits = Visits(self.store, dispatcher, None if secrets is None else CookieSigner(*secrets))
+        self._visits = Visits(
+            self.store,
+            dispatcher,
+            None if secret is None else CookieSigner(*([secret] if isinstance(secret, str | bytes) else secret)),
+            with_tokens=identity == "browser_state",
+            embedded=embedded,
+            merge_at_login=merge_at_login,
+        )
         self._images: dict[str, gr.Image] | None = None
         self._state: dict[str, Component] = {}
         self._changed = Reactions()
@@ -77,11 +93,14 @@ class GradioSessions:
         self._submitted = Reactions()
         self._retried = Reactions()
 
-    async def session(self, request: gr.Request) -> Session | None:
+    async def session(self, request: gr.Request, token: object = None) -> Session | None:
         """The session of whoever sent `request`; `None` for a client that sends no cookie of ours.
 
-        It may not have begun: the first write creates it. `StorageError` while the store can't be opened.
+        It may not have begun: the first write creates it. `StorageError` while the store can't be opened. `token` is
+        what `token()` gave a listener of yours as an input.
         """
+        if self._visits.tokens is not None and token is not None:
+            self._visits.tokens.note(request, token)
         return await self._visits.session(request)
 
     async def images(self, request: gr.Request) -> dict[str, Image.Image]:
@@ -95,6 +114,17 @@ class GradioSessions:
         """What signs the cookies, for routes of your own: `(await sessions.signer()).session_id(request.cookies)`."""
         return await self._visits.signer()
 
+    def token(self) -> gr.BrowserState:
+        """With `identity="browser_state"`: the input by which a listener of yours tells `session` who sent it."""
+        if self._visits.tokens is None:
+            raise RuntimeError('token() needs GradioSessions(identity="browser_state").')
+        return self._visits.tokens.state(page_in_progress("token"))
+
+    def images_app(self) -> SessionImages:
+        """The images of whoever asks, over HTTP: `Mount("/images", sessions.images_app())`. Knows Gradio's logins."""
+        return SessionImages(self.store, signer=self._visits.signer, identity=self._visits.user_of)
+
+    @carrying
     def bind(
         self, *, images: Mapping[str, gr.Image] | None = None, state: Mapping[str, Component] | None = None
     ) -> Self:
@@ -119,6 +149,7 @@ class GradioSessions:
             page.load(self._restore, None, self._bound(), **QUIET)
         return self
 
+    @carrying
     def panel(self) -> gr.HTML:
         """Show here what the session keeps and until when, with buttons to refresh and to clear it. After `bind`."""
         page, bound = page_in_progress("panel"), self._bound()
@@ -143,6 +174,7 @@ class GradioSessions:
         self._changed.react(lambda event: event.then(show, None, info, **QUIET))
         return info
 
+    @carrying
     def queue(self) -> gr.HTML:
         """The session's runs: those that wait, with position and estimate, the one under way, and the last ones.
 
@@ -159,6 +191,7 @@ class GradioSessions:
         self._cleared.react(queue.empty_after)
         return queue.list
 
+    @carrying
     def bind_generate(
         self,
         button: gr.Button,
@@ -204,8 +237,8 @@ class GradioSessions:
     def launch_options(self, **options: Any) -> dict[str, Any]:
         """`options` for `demo.launch`, completed by what sessions need; a lifespan and middleware of yours are kept."""
         app = dict(options.pop("app_kwargs", None) or {})
-        app["lifespan"] = composed(self._visits.held, app.get("lifespan"))
-        app["middleware"] = [Middleware(SessionCookie, signer=self._visits.signer), *app.get("middleware", ())]
+        app["lifespan"] = composed(self._visits.held, app.get("lifespan"), self._visits.note_app)
+        app["middleware"] = [self._visits.cookie_middleware(), *app.get("middleware", ())]
         return {**options, "app_kwargs": app}
 
     def launch(self, demo: gr.Blocks, **options: Any) -> Any:

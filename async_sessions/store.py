@@ -20,6 +20,7 @@ from async_sessions._context import StoreContext
 from async_sessions._draft import Draft, drafted
 from async_sessions._manifest import Lifetime
 from async_sessions._manifests import Manifests
+from async_sessions._merge import Merged, merge
 from async_sessions._reading import Reader
 from async_sessions._reckoning import Reckoning
 from async_sessions._repair import Repair
@@ -177,6 +178,15 @@ class SessionStore(AsyncContextManagerMixin):
     def session_of(self, identity: str) -> Session:
         """Like `session`, for an authenticated user: no I/O, and the first write creates the session."""
         return Session(self._context(), _keys.key_of_identity(identity), session_id=None, incarnation=None)
+
+    async def merge(self, source: Session, *, into: Session) -> Merged:
+        """Take what `source` holds along into another session, at a login, and delete `source`. Can be repeated.
+
+        Images go to slots that are empty, and where the user has another one there, to `SessionInfo.recent`; values to
+        names that have none; jobs that are over, with their results. Nothing of `into` goes. What it has no room for
+        (see `Limits`), what can't be copied, and jobs that still run, stay in `source`, which lives on with them.
+        """
+        return await merge(self._context(), source._life, into._life)
 
     async def open_by_key(self, key: str) -> Session:
         """The session of that storage key, for workers and the command line; never from a client's input."""

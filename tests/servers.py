@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 
 START_WITHIN = 60  # seconds
 ROOT = Path(__file__).parent.parent
@@ -94,12 +95,30 @@ def serving(folder: Path, *arguments: str, port: int | None = None) -> Iterator[
         server.kill()
 
 
-@contextlib.contextmanager
-def chromium() -> Iterator[Browser]:
-    """Skips where no Chromium is installed."""
+def chromium_path() -> str:
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.skip("there is no Chromium on PATH")
+    return path
+
+
+@contextlib.contextmanager
+def profile(browser: Browser, folder: Path) -> Iterator[BrowserContext]:
+    """Windows in which a frame of another site has storage, as in Firefox and Safari; `new_context` blocks it."""
+    preferences = folder / "Default" / "Preferences"
+    preferences.parent.mkdir(parents=True)
+    preferences.write_text(json.dumps({"profile": {"cookie_controls_mode": 0}}))
+    context = browser.browser_type.launch_persistent_context(folder, executable_path=chromium_path(), args=list(FLAGS))
+    try:
+        yield context
+    finally:
+        context.close()
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Skips where no Chromium is installed."""
+    path = chromium_path()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import stat
+import sys
 from collections.abc import Awaitable, Callable
 from http.cookies import Morsel, SimpleCookie
 from pathlib import Path
@@ -58,6 +59,7 @@ class Client:
         """What the answer sets, if it sets one."""
         start = (await self.get(path, headers, **scope))[0]
         values = [value.decode() for name, value in start["headers"] if name == b"set-cookie"]
+        values = [value.replace("; Partitioned", "") for value in values]  # which SimpleCookie does not know yet
         assert len(values) <= 1
         return next((each for value in values for each in SimpleCookie(value).values()), None)
 
@@ -147,15 +149,100 @@ def test_a_secret_that_can_be_guessed_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "secure", "expected"), [("https", None, True), ("http", True, True), ("https", False, False)]
+    ("scheme", "secure", "expected"), [("https", False, True), ("http", True, True), ("http", False, False)]
 )
 async def test_the_cookie_is_secure_under_tls_or_where_the_app_says_so(
-    signer: CookieSigner, scheme: str, secure: bool | None, expected: bool
+    signer: CookieSigner, scheme: str, secure: bool, expected: bool
 ) -> None:
     client = Client(SessionCookie(app, signer=given(signer), secure=secure))
     cookie = await client.cookie(scheme=scheme)
     assert cookie is not None
     assert bool(cookie["secure"]) is expected
+
+
+async def test_under_tls_the_cookie_has_a_name_that_no_other_host_can_set(client: Client, signer: CookieSigner) -> None:
+    sent = (await client.get(scheme="https"))[0]["headers"]
+    (cookie,) = (value.decode() for name, value in sent if name == b"set-cookie")
+    assert cookie.startswith(f"__Host-{COOKIE}=")
+    assert {"Secure", "Path=/", "HttpOnly", "SameSite=Lax"} <= set(cookie.split("; "))
+    assert "Domain" not in cookie
+
+
+@pytest.mark.parametrize(("scheme", "name"), [("https", COOKIE), ("http", f"__Host-{COOKIE}")])
+async def test_a_cookie_of_the_other_scheme_is_nobody(
+    client: Client, signer: CookieSigner, scheme: str, name: str
+) -> None:
+    cookie = await client.cookie("/", {"cookie": f"{name}={signer.sign('planted')}"}, scheme=scheme)
+    assert cookie is not None
+    assert signer.session_id({cookie.key: cookie.value}) not in (None, "planted")
+
+
+async def test_the_cookie_for_tls_goes_before_one_that_was_planted_beside_it(signer: CookieSigner) -> None:
+    cookies = {COOKIE: signer.sign("planted"), f"__Host-{COOKIE}": signer.sign("an-id")}
+    assert signer.session_id(cookies) == "an-id"
+    assert signer.session_id({COOKIE: signer.sign("an-id"), f"__Host-{COOKIE}": "forged"}) == "an-id"
+    assert signer.session_id({COOKIE: signer.sign("planted")}, secure=True) is None
+    assert signer.session_id({f"__Host-{COOKIE}": signer.sign("planted")}, secure=False) is None
+
+
+async def test_a_cookie_is_no_token_and_a_token_no_cookie(signer: CookieSigner) -> None:
+    assert signer.id_of_token(signer.sign_token("an-id")) == "an-id"
+    assert signer.id_of_token(signer.sign("an-id")) is None
+    assert signer.session_id({COOKIE: signer.sign_token("an-id")}) is None
+    rotated = CookieSigner("a new secret of the tests", SECRET)
+    assert rotated.id_of_token(signer.sign_token("an-id")) == "an-id"
+    assert signer.id_of_token(rotated.sign_token("an-id")) is None
+
+
+@pytest.mark.parametrize(
+    "token", [None, 1, True, [], {}, b"an-id", ["an-id"], "", ".", "an-id", "é.é", "a" * 10_000_000]
+)
+async def test_whatever_a_client_sends_for_a_token_is_nobody(signer: CookieSigner, token: object) -> None:
+    assert signer.id_of_token(token) is None
+
+
+@pytest.fixture
+def framed(signer: CookieSigner) -> Client:
+    return Client(SessionCookie(app, signer=given(signer), embedded=True))
+
+
+async def test_in_a_frame_of_another_site_the_cookie_is_that_sites_own(framed: Client, signer: CookieSigner) -> None:
+    sent = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}
+    for scheme in ("http", "https"):
+        headers = (await framed.get("/", sent, scheme=scheme))[0]["headers"]
+        (cookie,) = (value.decode() for name, value in headers if name == b"set-cookie")
+        assert cookie.startswith(f"__Host-{COOKIE}=")
+        assert {"Secure", "Path=/", "HttpOnly", "SameSite=None", "Partitioned"} <= set(cookie.split("; "))
+    again = await framed.cookie("/", sent | {"cookie": f"__Host-{COOKIE}={signer.sign('an-id')}"})
+    assert again is not None
+    assert signer.session_id({again.key: again.value}) == "an-id"
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize(("mode", "method"), [("cors", "GET"), ("no-cors", "GET"), ("navigate", "POST")])
+async def test_a_request_that_another_sites_page_sends_is_nobodys(
+    signer: CookieSigner, site: str, mode: str, method: str
+) -> None:
+    seen: list[dict[bytes, bytes]] = []
+
+    async def note(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(dict(scope["headers"]))
+        await app(scope, receive, send)
+
+    cookie = f"theme=dark; __Host-{COOKIE}={signer.sign('an-id')}; {COOKIE}={signer.sign('an-id')}; last=1"
+    headers = {"cookie": cookie, "sec-fetch-site": site, "sec-fetch-mode": mode}
+    client = Client(SessionCookie(note, signer=given(signer), embedded=True))
+    start, *_ = await client.get("/", headers, scheme="https", method=method)
+    assert seen[0][b"cookie"] == b"theme=dark; last=1"
+    assert not any(name == b"set-cookie" for name, _ in start["headers"])
+    await client.get("/", headers | {"sec-fetch-site": "same-origin"}, scheme="https", method=method)
+    assert seen[1][b"cookie"] == cookie.encode()
+
+    async def unreadable() -> CookieSigner:
+        raise StorageError("The disk is gone.")
+
+    await Client(SessionCookie(note, signer=unreadable, embedded=True)).get("/", headers, method=method)
+    assert b"cookie" not in seen[2]
 
 
 async def test_the_answer_passes_through_chunk_by_chunk_and_no_shared_cache_may_keep_it(client: Client) -> None:
@@ -190,6 +277,25 @@ async def test_the_store_keeps_one_secret_however_many_ask_for_it_first(tmp_path
     assert len(set(signed)) == 1
     (secret,) = files_below(tmp_path / "root", "cookie")
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+async def test_two_processes_that_ask_for_the_secret_first_share_it(tmp_path: Path) -> None:
+    code = f"""
+import anyio
+from async_sessions import LocalBlobStore
+from async_sessions.asgi import stored_signer
+print(anyio.run(stored_signer, LocalBlobStore({str(tmp_path / "root")!r})).sign("an-id"))
+"""
+    signed: list[bytes] = []
+
+    async def ask() -> None:
+        signed.append((await anyio.run_process([sys.executable, "-c", code])).stdout)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(ask)
+    assert len(signed) == 4
+    assert len(set(signed)) == 1
 
 
 async def test_two_stores_on_one_host_do_not_overwrite_each_others_cookie() -> None:
@@ -228,8 +334,23 @@ async def test_a_store_that_hangs_delays_no_page_for_long(monkeypatch: pytest.Mo
         assert await Client(SessionCookie(app, signer=never)).cookie() is None
 
 
-async def test_a_damaged_secret_is_a_typed_error_that_says_what_to_do() -> None:
-    blobs = MemoryBlobStore()
-    await blobs.put("cookie/secret", b"short")
-    with pytest.raises(CorruptBlobError, match="Delete cookie/secret"):
+@pytest.mark.parametrize("damaged", [b"", b"short"])
+async def test_a_damaged_secret_is_a_typed_error_that_says_what_to_do(tmp_path: Path, damaged: bytes) -> None:
+    for blobs in (MemoryBlobStore(), LocalBlobStore(tmp_path / "root")):
+        await blobs.put("cookie/secret", damaged)
+        with pytest.raises(CorruptBlobError, match="Delete cookie/secret"):
+            await stored_signer(blobs)
+
+
+async def test_a_secret_that_can_not_be_read_is_a_typed_error_and_is_not_replaced(tmp_path: Path) -> None:
+    blobs = LocalBlobStore(tmp_path / "root")
+    before = (await stored_signer(blobs)).sign("an-id")
+    (path,) = files_below(tmp_path / "root", "cookie")
+    secret = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StorageError):
         await stored_signer(blobs)
+    path.rmdir()
+    path.write_bytes(secret)
+    assert (await stored_signer(blobs)).sign("an-id") == before

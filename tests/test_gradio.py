@@ -54,10 +54,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class App:
     """A small page: two images, two values, a panel, and a pipeline that takes the images."""
 
-    def __init__(self, store: SessionStore, *pipelines: StepPipeline, slots: Any = None) -> None:
+    def __init__(self, store: SessionStore, *pipelines: StepPipeline, slots: Any = None, **options: Any) -> None:
         self.store = store
         self.dispatcher = LocalDispatcher(store, pipelines) if pipelines else None
-        self.sessions = GradioSessions(store, dispatcher=self.dispatcher, secret=SECRET)
+        self.sessions = GradioSessions(store, dispatcher=self.dispatcher, secret=SECRET, **options)
         with gr.Blocks() as self.demo:
             self.start, self.end = gr.Image(type="pil"), gr.Image()
             self.prompt, self.model = gr.Textbox(), gr.Dropdown(["steps", "other"], value="steps")

@@ -31,10 +31,10 @@ FLOORS = [
     },
     {"_codec", "blobs", "renditions", "_tensor"},
     {"_ingest", "_cache", "_manifests", "_reading"},
-    {"_context", "_life", "_draft", "session", "store", "_pipeline"}
+    {"_context", "_life", "_draft", "_merge", "session", "store", "_pipeline"}
     | {"janitor", "_sweep", "stats", "verify", "_verification", "_repair"},
     {"jobs", "_run", "_accept", "_entry", "_outputs", "bundle", "_bundle", "_archive", "_spool"},
-    {"asgi", "_serving", "dispatch", "pipelines"},
+    {"asgi", "_serving", "_cookies", "dispatch", "pipelines"},
     {"gradio", "_gradio"},
     {"cli", "_cli", "demo", "__main__"},
 ]

@@ -95,11 +95,15 @@ class Held:
             opened.exception()  # seen, so that asyncio doesn't report it as lost
 
 
-def composed(held: Held, inner: Lifespan | None) -> Lifespan:
-    """A lifespan that holds `held` around the app's own, `inner`. A store that can't be opened stops nothing."""
+def composed(held: Held, inner: Lifespan | None, noted: Callable[[Any], None] = lambda app: None) -> Lifespan:
+    """A lifespan that holds `held` around the app's own, `inner`. A store that can't be opened stops nothing.
+
+    `noted` is told the app.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
+        noted(app)
         held.reopen()
         try:
             with anyio.move_on_after(_START_WITHIN):

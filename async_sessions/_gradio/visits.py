@@ -9,16 +9,20 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import anyio
 import gradio as gr
 from cachetools import LRUCache
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
+from async_sessions import _keys
 from async_sessions._gradio import cache
 from async_sessions._gradio.html import sentence
+from async_sessions._gradio.identity import Tokens, gradio_user
 from async_sessions._gradio.lifespan import Held
-from async_sessions.asgi import stored_signer
+from async_sessions.asgi import SessionCookie, stored_signer
 from async_sessions.errors import (
     AsyncSessionsError,
     ImageRejectedError,
@@ -29,7 +33,8 @@ from async_sessions.errors import (
 )
 
 if TYPE_CHECKING:
-    from async_sessions.asgi import CookieSigner
+    from async_sessions._merge import Merged
+    from async_sessions.asgi import CookieSigner, Scope
     from async_sessions.dispatch.base import Dispatcher
     from async_sessions.records import ImageRecord, OutputRecord, SessionInfo
     from async_sessions.session import Session
@@ -53,8 +58,23 @@ def warn(what: str, error: AsyncSessionsError | TypeError | ValueError) -> None:
 class Visits:
     """Requests, each to the session of whoever sent it. The store and the dispatcher start with the first."""
 
-    def __init__(self, store: SessionStore, dispatcher: Dispatcher | None, signer: CookieSigner | None) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        dispatcher: Dispatcher | None,
+        signer: CookieSigner | None,
+        *,
+        with_tokens: bool,
+        embedded: bool,
+        merge_at_login: bool,
+    ) -> None:
         self.store = store
+        self.tokens = Tokens(self.mint) if with_tokens else None
+        self.app: Any = None  # Gradio's, once it runs
+        self._embedded = embedded
+        self._merge_at_login = merge_at_login
+        self._merges: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()  # by session key; one at a time
+        self._left: LRUCache[tuple[str, str], Merged] = LRUCache(_REMEMBERED)  # as the log tells, once
         self.held = Held([store] if dispatcher is None else [store, dispatcher])
         self._signer = signer
         self._dispatcher = dispatcher
@@ -68,21 +88,69 @@ class Visits:
             self._signer = await stored_signer(self.store.blobs)
         return self._signer
 
+    def cookie_middleware(self) -> Middleware:
+        return Middleware(SessionCookie, signer=self.signer, embedded=self._embedded)
+
     async def session(self, request: gr.Request) -> Session | None:
         """A handle, which reads nothing: what is stored through it is ordered by when it was asked for."""
         with anyio.move_on_after(_ANSWER_WITHIN) as waiting:
             await self.held.ensure_started()
             if request.username:
                 return self.store.session_of(request.username)
-            session_id = (await self.signer()).session_id(request.cookies)
-            return None if session_id is None else self.store.session(session_id)
+            return await self._anonymous(request)
         if waiting.cancelled_caught:
             raise StorageError("The store did not answer.")
         return None
 
+    async def mint(self, request: gr.Request, token: object) -> Any:
+        """A token for a page that shows none of ours though nothing else tells who it is, or an older secret's."""
+        try:
+            signer = await self.signer()
+        except StorageError as error:
+            _logger.warning("no token for a page: %s", error)
+            return gr.skip()
+        if request.username or signer.session_id(request.cookies, secure=self._is_secure(request)):
+            return gr.skip()
+        signed = signer.sign_token(signer.id_of_token(token) or _keys.new_session_id())
+        return gr.skip() if signed == token else signed
+
+    def note_app(self, app: Any) -> None:
+        self.app = app
+
+    async def user_of(self, scope: Scope) -> str | None:
+        return await gradio_user(scope, self.app)
+
+    async def _anonymous(self, request: gr.Request) -> Session | None:
+        signer = await self.signer()
+        session_id = signer.session_id(request.cookies, secure=self._is_secure(request))
+        if session_id is None and self.tokens is not None:
+            session_id = signer.id_of_token(self.tokens.of(request))
+        return None if session_id is None else self.store.session(session_id)
+
+    def _is_secure(self, request: gr.Request) -> bool:
+        return self._embedded or str(getattr(request, "url", "")).startswith("https:")
+
+    async def _take_along(self, request: gr.Request, session: Session) -> None:
+        """Give a user who has logged in what this browser's own session holds."""
+        if (source := await self._anonymous(request)) is None:
+            return
+        lock = self._merges.setdefault(source.key, anyio.Lock())
+        async with lock:
+            try:
+                merged = await self.store.merge(source, into=session)
+            except AsyncSessionsError as error:
+                _logger.warning("what session %s holds is not taken along to %s: %s", source.key, session.key, error)
+                return
+        known = source.key, session.key
+        if merged.left and self._left.get(known) != merged:
+            self._left[known] = merged
+            _logger.warning("%s of session %s can't go to %s yet", ", ".join(merged.left), source.key, session.key)
+
     async def found(self, request: gr.Request) -> tuple[Session, SessionInfo] | None:
         """The request's session and what it holds; `None` for one that has not begun, or is over."""
         session = await self.session(request)
+        if session is not None and request.username and self._merge_at_login:
+            await self._take_along(request, session)
         try:
             return None if session is None else (session, await session.info())
         except SessionNotFoundError:

@@ -1,0 +1,490 @@
+"""Who a request is from, and that nobody gets at what is another's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import fastapi
+import gradio as gr
+import httpx
+import pytest
+from starlette.routing import Mount
+
+from async_sessions import Limits, MemoryBlobStore, SessionNotFoundError, open_store
+from async_sessions.asgi import COOKIE, CookieSigner
+from async_sessions.gradio import GradioSessions
+from async_sessions.testing.clock import FrozenClock
+from async_sessions.testing.faults import FailingBlobStore
+from tests.faults import keys_of
+from tests.images import rgba_png
+from tests.pages import Page
+from tests.steps import StepPipeline
+from tests.test_gradio import ANN, BOB, SECRET, App
+
+if TYPE_CHECKING:
+    from blockbuster import BlockBuster
+
+pytestmark = pytest.mark.anyio
+
+Uploads = Callable[[str, bytes], Path]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    return tmp_path / "gradio"
+
+
+@pytest.fixture
+def uploads(cache: Path) -> Uploads:
+    def upload(name: str, data: bytes) -> Path:
+        folder = cache / f"upload{len(list(cache.glob('upload*')))}"
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return upload
+
+
+@asynccontextmanager
+async def running(*pipelines: StepPipeline, store: Any = "memory://", **options: Any) -> AsyncIterator[App]:
+    app = App(open_store(store, cleanup_interval=None), *pipelines, **options)
+    async with app.running():
+        yield app
+
+
+# --- a login
+
+
+async def test_what_a_browser_kept_before_a_login_is_there_after_it_and_the_old_session_is_gone(
+    uploads: Uploads,
+) -> None:
+    async with running() as app:
+        page = await app.open(ANN)
+        await page.choose_file(app.start, uploads("photo.png", rgba_png()))
+        await page.enter(app.prompt, "a boat")
+        page = await app.open(ANN, username="carol")
+        assert page.shows(app.start) is not None
+        assert page.shows(app.prompt) == "a boat"
+        assert "photo.png" in page.shows(app.info)
+        assert (await app.open(ANN)).shows(app.start) is None
+        assert (await app.open(BOB, username="carol")).shows(app.start) is not None
+        assert (await app.open(ANN, username="dave")).shows(app.start) is None
+        with pytest.raises(SessionNotFoundError):
+            await app.kept(ANN)
+
+
+async def test_a_login_overwrites_nothing_that_the_user_has(uploads: Uploads) -> None:
+    async with running() as app:
+        await (await app.open({}, username="carol")).choose_file(app.start, uploads("mine.png", rgba_png()))
+        page = await app.open(ANN)
+        await page.choose_file(app.start, uploads("other.png", rgba_png(90, 60)))
+        await page.choose_file(app.end, uploads("end.png", rgba_png(60, 90)))
+        await app.open(ANN, username="carol")
+        info = await app.store.session_of("carol").info()
+        assert {slot: record.source_name for slot, record in info.images.items()} == {
+            "start": "mine.png",
+            "end": "end.png",
+        }
+        assert [recent.record.source_name for recent in info.recent] == ["other.png"]
+
+
+async def test_where_the_app_says_so_a_login_takes_nothing_along(uploads: Uploads) -> None:
+    async with running(merge_at_login=False) as app:
+        await (await app.open(ANN)).choose_file(app.start, uploads("photo.png", rgba_png()))
+        assert (await app.open(ANN, username="carol")).shows(app.start) is None
+        assert (await app.open(ANN)).shows(app.start) is not None
+
+
+async def test_two_tabs_that_open_after_a_login_show_the_same(uploads: Uploads) -> None:
+    async with running() as app:
+        page = await app.open(ANN)
+        await page.choose_file(app.start, uploads("one.png", rgba_png()))
+        await page.choose_file(app.end, uploads("two.png", rgba_png(90, 60)))
+        tabs = [Page(app.demo, ANN, username="carol") for _ in range(4)]
+        async with anyio.create_task_group() as group:
+            for tab in tabs:
+                group.start_soon(tab.load)
+        assert len({(tab.shows(app.start), tab.shows(app.end)) for tab in tabs}) == 1
+        assert tabs[0].shows(app.end) is not None
+        assert (await app.store.session_of("carol").info()).recent == ()
+
+
+async def test_what_a_login_can_not_take_along_stays_and_the_log_says_so_once_and_without_an_id(
+    uploads: Uploads, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App(open_store("memory://", cleanup_interval=None, limits=Limits(max_session_images=1)))
+    async with app.running():
+        await (await app.open({}, username="carol")).choose_file(app.end, uploads("mine.png", rgba_png()))
+        await (await app.open(ANN)).choose_file(app.start, uploads("photo.png", rgba_png(90, 60)))
+        for _ in range(2):
+            assert (await app.open(ANN, username="carol")).shows(app.start) is None
+        assert (await app.open(ANN)).shows(app.start) is not None
+    (told,) = (record.getMessage() for record in caplog.records if "can't go" in record.getMessage())
+    assert told.startswith("start of session")
+    assert "ann" not in caplog.text
+    assert "carol" not in caplog.text
+
+
+async def test_a_storage_that_fails_at_a_login_does_not_keep_the_page_from_opening(uploads: Uploads) -> None:
+    blobs = FailingBlobStore(MemoryBlobStore(), at=None, operations=["put"], prefix="blobs/")
+    async with running(store=blobs) as app:
+        await (await app.open(ANN)).choose_file(app.start, uploads("photo.png", rgba_png()))
+        blobs.arm(1)
+        await app.open(ANN, username="carol")
+        assert blobs.failures == 1
+        assert (await app.open(ANN, username="carol")).shows(app.start) is not None
+
+
+# --- a browser that sends no cookie
+
+
+async def with_token(app: App, token: Any = None) -> Page:
+    """A page that was opened with that token in its storage, by a browser that sends no cookie."""
+    page = Page(app.demo, {})
+    page.values[token_of(app)._id] = token
+    return await page.load()
+
+
+def token_of(app: App) -> gr.BrowserState:
+    (state,) = (block for block in app.demo.blocks.values() if isinstance(block, gr.BrowserState))
+    return state
+
+
+async def test_a_browser_without_cookies_is_known_by_its_token(uploads: Uploads) -> None:
+    async with running(identity="browser_state") as app:
+        page = await with_token(app)
+        token = page.shows(token_of(app))
+        assert isinstance(token, str)
+        assert await keys_of(app.store.blobs, "manifests/") == set()
+        await page.choose_file(app.start, uploads("photo.png", rgba_png()))
+        await page.enter(app.prompt, "a boat")
+        again = await with_token(app, token)
+        assert again.shows(app.start) is not None
+        assert again.shows(app.prompt) == "a boat"
+        assert "photo.png" in again.shows(app.info)
+        assert again.shows(token_of(app)) == token
+        stranger = await with_token(app)
+        assert stranger.shows(app.start) is None
+        assert stranger.shows(token_of(app)) != token
+        await again.remove(app.start)
+        assert (await with_token(app, token)).shows(app.start) is None
+        await again.fire(app.button("Clear"), "click")
+        assert await keys_of(app.store.blobs, "manifests/") == set()
+
+
+async def test_a_browser_without_cookies_generates_reloads_and_cancels() -> None:
+    steps = StepPipeline("steps")
+    steps.spec.defaults["endless"] = True  # type: ignore[index]
+    async with running(steps, identity="browser_state") as app:
+        page = await with_token(app)
+        token = page.shows(token_of(app))
+        answers = page.run(page.listener(app.go, "click"))
+        async for _ in answers:
+            if "endless" in str(page.shows(app.bar)):
+                break
+        await answers.aclose()
+        again = Page(app.demo, {})
+        again.values[token_of(app)._id] = token
+        cancelled = False
+        async for _ in again.run(again.listener(app.demo, "load")):
+            if not cancelled and "endless" in str(again.shows(app.bar)):
+                await again.fire(app.cancel, "click")
+                cancelled = True
+        assert "Cancelled" in again.shows(app.bar)
+
+
+async def test_every_listener_of_ours_gets_the_token_and_no_listener_of_the_app() -> None:
+    sessions = GradioSessions("memory://", secret=SECRET, identity="browser_state")
+    demo = gr.Blocks()
+    with demo:
+        with gr.Tabs(), gr.Tab("first"):
+            pass
+        with gr.Tabs(), gr.Tab("second"), gr.Accordion(open=False):
+            start, button = gr.Image(), gr.Button()
+            own = button.click(lambda: None, None, None)
+            sessions.bind(images={"start": start}).panel()
+            state = sessions.token()
+        later = button.click(lambda: None, None, None)
+    assert state.parent is demo
+    fns = Page(demo, {})._fns
+    for index, fn in fns.items():
+        assert (state in fn.inputs) is (index not in (own["id"], later["id"])), fn
+
+
+@pytest.mark.parametrize("forged", ["ann's id", "ann's id.", "x.y", 7, True, ["x"], {"a": 1}, "x" * 100_000, None])
+async def test_a_forged_token_is_nobody_and_is_replaced(uploads: Uploads, forged: Any) -> None:
+    async with running(identity="browser_state") as app:
+        await (await app.open(ANN)).choose_file(app.start, uploads("photo.png", rgba_png()))
+        page = await with_token(app, forged)
+        assert page.shows(app.start) is None
+        assert isinstance(page.shows(token_of(app)), str)
+        assert page.shows(token_of(app)) != forged
+        page = await with_token(app, ANN[COOKIE])
+        assert page.shows(app.start) is None
+
+
+async def test_a_token_of_an_older_secret_is_signed_anew(uploads: Uploads) -> None:
+    old = CookieSigner(SECRET).sign_token("ann's id")
+    async with running(identity="browser_state") as app:
+        app.sessions._visits._signer = CookieSigner("a new secret of the tests", SECRET)
+        page = await with_token(app, old)
+        assert page.shows(token_of(app)) == CookieSigner("a new secret of the tests").sign_token("ann's id")
+
+
+async def test_a_browser_that_sends_a_cookie_or_has_logged_in_gets_no_token() -> None:
+    async with running(identity="browser_state") as app:
+        assert (await app.open(ANN)).shows(token_of(app)) is None
+        assert (await app.open({}, username="carol")).shows(token_of(app)) is None
+
+
+async def test_a_token_is_nothing_to_an_app_that_did_not_ask_for_it(uploads: Uploads) -> None:
+    async with running() as app:
+        assert not [block for block in app.demo.blocks.values() if isinstance(block, gr.BrowserState)]
+        with gr.Blocks(), pytest.raises(RuntimeError, match="browser_state"):
+            app.sessions.token()
+        token = CookieSigner(SECRET).sign_token("ann's id")
+        assert await app.sessions.session(gr.Request(cookies={}), token) is None
+    with pytest.raises(ValueError, match="browser_state"):
+        GradioSessions("memory://", identity="session_hash")  # type: ignore[arg-type]
+
+
+async def test_a_listener_of_the_app_finds_the_session_by_the_token() -> None:
+    async with running(identity="browser_state") as app:
+        token = CookieSigner(SECRET).sign_token("ann's id")
+        session = await app.sessions.session(gr.Request(cookies={}), token)
+        assert session is not None
+        assert session.key == app.store.session("ann's id").key
+        assert await app.sessions.session(gr.Request(cookies={}), "forged") is None
+        named = await app.sessions.session(gr.Request(cookies=dict(BOB)), token)
+        assert named is not None
+        assert named.key == app.store.session("bob's id").key
+        user = await app.sessions.session(gr.Request(cookies={}, username="carol"), token)
+        assert user is not None
+        assert user.key == app.store.session_of("carol").key
+
+
+async def test_what_a_token_kept_is_taken_along_at_a_login(uploads: Uploads) -> None:
+    async with running(identity="browser_state") as app:
+        page = await with_token(app)
+        await page.choose_file(app.start, uploads("photo.png", rgba_png()))
+        user = Page(app.demo, {}, username="carol")
+        user.values[token_of(app)._id] = page.shows(token_of(app))
+        assert (await user.load()).shows(app.start) is not None
+
+
+# --- over HTTP
+
+
+class Browser:
+    """Speaks to a mounted app as Gradio's page does, and to its routes as anybody can."""
+
+    def __init__(self, app: fastapi.FastAPI, *, base: str = "http://test") -> None:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self.http = httpx.AsyncClient(transport=transport, base_url=f"{base}/app/")
+        self._events = 0
+
+    async def open(self) -> None:
+        assert (await self.http.get("./")).status_code == 200
+
+    async def upload(self, name: str, data: bytes) -> str:
+        sent = await self.http.post("gradio_api/upload", files={"files": (name, data)})
+        path: str = sent.json()[0]
+        return path
+
+    async def fire(self, index: int, data: list[Any], **body: Any) -> str:
+        """What the page gets to see of a listener's answer."""
+        self._events += 1
+        event = {"data": data, "fn_index": index, "session_hash": f"page{id(self)}{self._events}", **body}
+        joined = await self.http.post("gradio_api/queue/join", json=event)
+        if joined.status_code != 200:
+            return joined.text
+        async with self.http.stream(
+            "GET", "gradio_api/queue/data", params={"session_hash": event["session_hash"]}
+        ) as answer:
+            return "".join([chunk async for chunk in answer.aiter_text()])
+
+
+@asynccontextmanager
+async def mounted(app: App, **options: Any) -> AsyncIterator[fastapi.FastAPI]:
+    parent = fastapi.FastAPI()
+    routes = [Mount("/images", app.sessions.images_app())]
+    app.sessions.mount(parent, app.demo, path="/app", app_kwargs={"routes": routes}, **options)
+    parent.mount("/own-images", app.sessions.images_app())
+    async with parent.router.lifespan_context(parent):
+        yield parent
+        app.demo.close(verbose=False)
+
+
+def index_of(app: App, component: Any, event: str) -> int:
+    found: int = next(i for i, fn in app.demo.fns.items() if (component._id, event) in fn.targets and fn.fn is not None)
+    return found
+
+
+def file_data(path: str, **more: Any) -> dict[str, Any]:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in the statistics that Gradio keeps with pandas
+async def test_under_tls_a_page_has_a_session_of_its_own_and_a_planted_cookie_is_nobodys(
+    tmp_path: Path, blockbuster: BlockBuster
+) -> None:
+    blockbuster.deactivate()  # Gradio's own calls run below our middleware
+    app = App(open_store(tmp_path / "root", cleanup_interval=None))
+    async with mounted(app) as parent:
+        browser = Browser(parent, base="https://test")
+        browser.http.cookies.update(ANN)
+        await browser.open()
+        host = f"__Host-{COOKIE}"
+        assert set(browser.http.cookies) == {COOKIE, host}
+        upload = index_of(app, app.start, "upload")
+        path = await browser.upload("photo.png", rgba_png(90, 60))
+        assert '"success":true' in await browser.fire(upload, [file_data(path)])
+        signer = CookieSigner(SECRET)
+        session_id = signer.session_id({host: browser.http.cookies[host]}, secure=True)
+        assert session_id is not None
+        assert await app.store.session(session_id).has_image("start")
+        with pytest.raises(SessionNotFoundError):
+            await app.store.session("ann's id").info()
+        assert (await browser.http.get("images/start")).status_code == 200
+        del browser.http.cookies[host]
+        await browser.fire(upload, [file_data(path)])
+        with pytest.raises(SessionNotFoundError):
+            await app.store.session("ann's id").info()
+        assert (await browser.http.get("images/start")).status_code == 404
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("by", ["auth", "auth_dependency"])
+async def test_the_images_of_who_logged_in_with_gradio_are_theirs_over_http_too(
+    tmp_path: Path, blockbuster: BlockBuster, by: str
+) -> None:
+    blockbuster.deactivate()
+    app = App(open_store(tmp_path / "root", cleanup_interval=None))
+
+    async def who(request: fastapi.Request) -> str | None:
+        await asyncio.sleep(0)
+        return request.headers.get("x-user")
+
+    options: dict[str, Any] = {"auth_dependency": who} if by == "auth_dependency" else {}
+    if by == "auth":
+        options["auth"] = [("carol", "her password"), ("dave", "his password")]
+
+    async def log_in(browser: Browser, user: str, password: str) -> None:
+        if by == "auth_dependency":
+            browser.http.headers["x-user"] = user
+        else:
+            done = await browser.http.post("login", data={"username": user, "password": password})
+            assert done.json() == {"success": True}
+
+    async with mounted(app, **options) as parent:
+        carol, dave, nobody = Browser(parent), Browser(parent), Browser(parent)
+        await log_in(carol, "carol", "her password")
+        await log_in(dave, "dave", "his password")
+        for browser in (carol, dave):
+            await browser.open()
+        path = await carol.upload("photo.png", rgba_png(90, 60))
+        assert '"success":true' in await carol.fire(index_of(app, app.start, "upload"), [file_data(path)])
+        assert await app.store.session_of("carol").has_image("start")
+        for url in ("images/start", "http://test/own-images/start", "images/start/thumbnail"):
+            assert (await carol.http.get(url)).status_code == 200
+            assert (await dave.http.get(url)).status_code == 404
+            assert (await nobody.http.get(url)).status_code == 404
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_no_forged_event_gets_a_foreign_byte_or_another_answer_than_for_what_does_not_exist(
+    tmp_path: Path, blockbuster: BlockBuster, caplog: pytest.LogCaptureFixture
+) -> None:
+    blockbuster.deactivate()
+    store = open_store(tmp_path / "root", cleanup_interval=None)
+    app = App(store, StepPipeline("steps", start=True, end=False), identity="browser_state")
+    async with mounted(app) as parent:
+        ann, bob = Browser(parent), Browser(parent)
+        await ann.open()
+        await bob.open()
+        upload = index_of(app, app.start, "upload")
+        path = await ann.upload("a-private-name.png", rgba_png(90, 60))
+        assert '"success":true' in await ann.fire(upload, [file_data(path), None])
+        state = index_of(app, app.prompt, "change")
+        await ann.fire(state, ["a private prompt", None])
+        session_id = CookieSigner(SECRET).session_id(dict(ann.http.cookies))
+        assert session_id is not None
+        victim = store.session(session_id)
+        before = await victim.info()
+        blob = before.images["start"].blob
+        private = ["a-private-name", "a private prompt", before.key, before.images["start"].digest, session_id]
+        guesses: list[Any] = [
+            *(session_id, f"{session_id}.", f"{session_id}.{'A' * 43}", before.key, ann.http.cookies[COOKIE]),
+            *(f"{before.key}.{'0' * 16}", blob, str(tmp_path / "root" / blob), str(tmp_path / "root/cookie/secret")),
+            *("/etc/passwd", "../../root/cookie/secret", "file:///etc/passwd", "http://127.0.0.1:1/x"),
+            *("", 0, -1, 1e308, True, [], {}, [[[]]], {"path": None}, {"__type__": "update", "value": "x"}, "\ud800"),
+        ]
+        payloads = [*guesses, *(file_data(guess, url=guess) for guess in guesses if isinstance(guess, str))]
+        payloads = [payload for payload in payloads if _encodable(payload)]
+        bodies: list[dict[str, Any]] = [
+            {},
+            {"username": "ann", "request": {"cookies": dict(ann.http.cookies), "username": "ann"}},
+            {"session_hash": "page-of-ann", "event_id": "x", "trigger_id": app.start._id},
+        ]
+        with caplog.at_level(logging.DEBUG):
+            for index, fn in app.demo.fns.items():
+                if fn.fn is None:
+                    continue
+                count = len(fn.inputs)
+                step = 2 if count > 1 else 9  # what takes a token alone is tried above
+                tried = payloads[index % step :: step]
+                for number, payload in enumerate(tried):
+                    data = [payload] * count if number % 4 < 2 else [None] * (count - 1) + [payload]
+                    with anyio.fail_after(60):
+                        answer = await bob.fire(index, data[:count], **bodies[number % len(bodies)])
+                    assert not [word for word in private if word in answer and word not in str(payload)], fn.name
+                    assert "root:x:0" not in answer
+        assert await victim.info() == before
+        logged = "".join(record.getMessage() for record in caplog.records if record.name == "async_sessions")
+        assert session_id not in logged  # Gradio's own log has what a client sends for a path
+        assert bob.http.cookies[COOKIE].partition(".")[0] not in caplog.text
+        assert (await ann.http.get("images/start")).status_code == 200
+        answers = {_parts(await bob.http.get("images/start"))}
+        for forged in ("forged", session_id, CookieSigner("another secret of tests").sign(session_id)):
+            sent = {"cookie": f"{COOKIE}={forged}"}
+            answers.add(_parts(await Browser(parent).http.get("images/start", headers=sent)))
+        answers.add(_parts(await Browser(parent).http.get("images/never-there")))
+        ((status, _, _),) = answers
+        assert status == 404
+
+
+def _parts(answer: httpx.Response) -> tuple[int, bytes, tuple[tuple[str, str], ...]]:
+    return answer.status_code, answer.content, tuple(sorted(answer.headers.items()))
+
+
+def _encodable(payload: Any) -> bool:
+    try:
+        json.dumps(payload, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        return False
+    return True
+
+
+async def test_an_old_cookie_of_a_session_that_is_over_is_nothing_and_its_browser_begins_anew(uploads: Uploads) -> None:
+    clock = FrozenClock()
+    app = App(open_store("memory://", cleanup_interval=None, clock=clock))
+    async with app.running():
+        await (await app.open(ANN)).choose_file(app.start, uploads("photo.png", rgba_png()))
+        clock.advance(days=40)
+        over, never = await app.open(ANN), await app.open(BOB)
+        assert _shown(app, over) == _shown(app, never)
+        await over.choose_file(app.end, uploads("new.png", rgba_png(90, 60)))
+        assert list((await app.kept(ANN)).images) == ["end"]
+
+
+def _shown(app: App, page: Page) -> Mapping[str, Any]:
+    return {name: page.shows(getattr(app, name)) for name in ("start", "end", "prompt", "model", "info")}
