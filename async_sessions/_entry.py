@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from async_sessions.records import JobError, JobInfo, JobStatus, OutputRecord, RetryReason
 
-UNCLAIMED: Final = JobError("abandoned", "No server has had this pipeline for a day; choose another one.")
+UNCLAIMED: Final = JobError("abandoned", "No server has this pipeline any more; choose another one.")
 TIMED_OUT: Final = JobError("timeout", "The run took too long and was stopped. Ask for less: fewer steps or frames.")
 
 

@@ -64,10 +64,17 @@ def check(raised: BaseException | None) -> None:
 
 def job_error(error: Exception) -> JobError:
     if isinstance(error, NotLoadedError) and error.__cause__ is not None:
-        kind, message = type(error.__cause__).__name__, f"The pipeline could not be loaded: {error.__cause__}"
+        kind, message = type(error.__cause__).__name__, f"The pipeline could not be loaded: {_words(error.__cause__)}"
     else:
-        kind, message = type(error).__name__, str(error)
+        kind, message = type(error).__name__, _words(error)
     return JobError(kind, message[:MAX_MESSAGE].encode(errors="replace").decode())
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a pipeline's own class; the job fails all the same
+        return "The pipeline raised an error that does not say what it is."
 
 
 def out_of_device_memory(error: BaseException) -> bool:

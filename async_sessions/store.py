@@ -144,6 +144,10 @@ class SessionStore(AsyncContextManagerMixin):
         """The time that this store goes by, in UTC."""
         return self._clock()
 
+    def steady(self) -> float:
+        """Seconds of a clock that nobody can set: the clock's own `steady()`, or else the event loop's."""
+        return self._context().reckoning.steady()
+
     async def create_session(self, **state: JSON) -> Session:
         """Mint an id and write the session, with `state`."""
         session = self.session(_keys.new_session_id())

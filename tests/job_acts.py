@@ -72,7 +72,6 @@ class JobStage:
             assert set(scheduler._jobs) == unfinished
         assert all(map(self.dispatcher._holds, unfinished)) or self._runs
         assert not self.dispatcher._accepting
-        assert not self.dispatcher._accepting_of
         self.dispatcher.resume()
         if self.running is not None:
             await self.running.cancel()

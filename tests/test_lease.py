@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from async_sessions import JobFailedError, JobInfo, Session, SessionStore, _keys, open_store
-from async_sessions.dispatch._lease import UNCLAIMED
+from async_sessions.dispatch._lease import AWAY, UNCLAIMED
 from async_sessions.jobs import JobContext, Started
 from tests.faults import FaultyBlobStore, keys_of
 from tests.steps import StepPipeline, local
@@ -78,6 +78,36 @@ async def test_the_jobs_of_a_living_dispatcher_are_left_alone(
             frozen_clock.advance(2 * LEASE)
             await dispatcher._owner.take_over()
             assert dispatcher._holds(job.id)
+
+
+async def test_a_clock_that_is_set_takes_no_job_from_a_living_dispatcher(
+    session_store: SessionStore, session: Session, frozen_clock: FrozenClock
+) -> None:
+    async with local(session_store, [StepPipeline()], start_paused=True) as other:
+        job = await other.submit(await session.generation_request("steps", slots=()))
+        async with local(session_store, [StepPipeline()]) as dispatcher:
+            await dispatcher._owner.take_over()
+            frozen_clock.now += timedelta(days=5 * 365)
+            await dispatcher._owner.take_over()
+            assert not dispatcher._holds(job.id)
+
+
+async def test_a_lease_that_was_written_under_a_clock_that_was_ahead_lapses_all_the_same(
+    session_store: SessionStore, session: Session, frozen_clock: FrozenClock
+) -> None:
+    frozen_clock.now += timedelta(days=5 * 365)
+    async with local(session_store, [StepPipeline()], lease=LEASE, start_paused=True) as dead:
+        job = await dead.submit(await session.generation_request("steps", slots=()))
+        (key,) = await keys_of(session_store.blobs, "owners/")
+        lease = await session_store.blobs.get(key)
+        assert lease is not None
+    await session_store.blobs.put(key, lease.data)  # as it is after a `kill -9`
+    frozen_clock.now -= timedelta(days=5 * 365)
+    async with local(session_store, [StepPipeline()]) as dispatcher:
+        await dispatcher._owner.take_over()
+        frozen_clock.advance(LEASE)
+        await dispatcher._owner.take_over()
+        assert (await (await dispatcher.job(session, job.id)).result())["text"].byte_size == 4
 
 
 async def test_of_two_dispatchers_that_run_a_job_one_gives_it_its_end(
@@ -157,6 +187,28 @@ async def test_a_job_for_a_pipeline_that_is_not_here_waits_a_day_for_its_dispatc
         done = (await session.info()).jobs[entry.id]
         assert done.error is not None
         assert (done.status, done.error.kind) == ("failed", "abandoned")
+
+
+async def test_a_job_that_waited_for_days_is_left_to_its_dispatcher_while_that_starts_anew(
+    session_store: SessionStore, session: Session, frozen_clock: FrozenClock
+) -> None:
+    async with local(session_store, [StepPipeline("other")]) as dispatcher:
+        async with local(session_store, [StepPipeline()], start_paused=True) as own:
+            job = await own.submit(await session.generation_request("steps", slots=()))
+            frozen_clock.advance(2 * UNCLAIMED)
+            await own._owner.renew()
+            await dispatcher._owner.take_over()
+        await dispatcher._owner.take_over()
+        assert (await job.info()).status == "queued"
+        frozen_clock.advance(AWAY)
+        async with local(session_store, [StepPipeline()], start_paused=True) as anew:
+            await anew._owner.take_over()
+            await dispatcher._owner.take_over()
+        await dispatcher._owner.take_over()
+        assert (await job.info()).status == "queued"
+        frozen_clock.advance(AWAY)
+        await dispatcher._owner.take_over()
+        assert (await job.info()).status == "failed"
 
 
 async def test_a_damaged_manifest_keeps_no_other_job_waiting(tmp_path: Path) -> None:

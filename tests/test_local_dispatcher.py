@@ -37,6 +37,7 @@ from async_sessions.jobs import (
     Succeeded,
     event_order,
 )
+from async_sessions.testing.pipeline import FakePipeline
 from tests.faults import FaultyBlobStore, keys_of
 from tests.following import Gate, collected, submit, until
 from tests.steps import StepPipeline, local
@@ -215,6 +216,21 @@ async def test_a_pipeline_that_raises_fails_its_job_and_the_next_one_runs(
 
 
 # --- cancelling
+
+
+async def test_a_job_fails_also_where_its_error_can_not_be_put_in_words(
+    session_store: SessionStore, session: Session
+) -> None:
+    class SpeechlessError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    pipeline = FakePipeline()
+    pipeline.fail(SpeechlessError())
+    async with local(session_store, [pipeline]) as dispatcher:
+        job = await dispatcher.submit(await session.generation_request("fake", slots=()))
+        with anyio.fail_after(30), pytest.raises(JobFailedError, match="does not say"):
+            await job.result()
 
 
 async def test_a_queued_job_is_cancelled_at_once(session_store: SessionStore, session: Session) -> None:

@@ -236,6 +236,18 @@ async def test_a_request_that_is_sent_twice_takes_one_place_of_a_full_queue(
         assert len(ids) == 1
 
 
+async def test_a_request_that_is_sent_twice_takes_no_place_of_another(
+    session_store: SessionStore, session: Session
+) -> None:
+    async with local(session_store, [StepPipeline()], start_paused=True, max_queued=2) as dispatcher:
+        request = await session.generation_request("steps", slots=(), idempotency_key="click")
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(dispatcher.submit, request)
+            group.start_soon(submit, dispatcher, session)
+        assert len(await dispatcher.jobs(session)) == 2
+
+
 # --- ahead of the device
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Container
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
     from async_sessions.records import JobInfo
     from async_sessions.store import SessionStore
 
-UNCLAIMED: Final = timedelta(days=1)  # after which a job ends whose pipeline no living dispatcher has
+UNCLAIMED: Final = timedelta(days=1)  # after its acceptance a job ends whose pipeline no living dispatcher has
+AWAY: Final = timedelta(hours=1)  # for which a dispatcher may be gone before that happens to what it had
 
 _logger = logging.getLogger("async_sessions")
 
 
 class _Lease(msgspec.Struct, frozen=True):
     expires_at: datetime
+    seconds: float  # that it lasts
 
 
 _LEASE_OF: Final = msgspec.json.Decoder(_Lease)  # made once, see `_manifest`
@@ -64,10 +67,12 @@ class Owner:
         self._adopt = adopt
         self._key = _keys.owner_lease(name)
         self._version: str | Expect = Expect.ANY
+        self._seen: dict[str, tuple[str, float]] = {}  # of others' leases: the version, and since when, by `steady`
+        self._unclaimed: dict[str, float] = {}  # jobs for pipelines that are not here: since when nobody has them
 
     async def renew(self) -> None:
         """Over the last lease, so that there is room for it on a full device."""
-        lease = msgspec.json.encode(_Lease(self._store.clock() + self._lease))
+        lease = msgspec.json.encode(_Lease(self._store.clock() + self._lease, self._lease.total_seconds()))
         try:
             self._version = await self._store.blobs.put(self._key, lease, expect=self._version)
         except VersionConflictError:  # a sweep took it for that of a dead process
@@ -95,7 +100,8 @@ class Owner:
 
         The latter are those whose beginning, or end, could not be stored when it came. Those submitted first go first.
         """
-        seen = []
+        owners: set[str] = set()
+        orphaned: list[JobInfo] = []
         async for marker in self._store.blobs.list(_keys.QUEUE):
             job_id = _keys.job_of_marker(marker.key)
             if self._holds(job_id):
@@ -103,21 +109,29 @@ class Owner:
             try:
                 session = await self._store.open_by_key(_keys.split_job_id(job_id)[0])
                 entry = (await session.info()).jobs.get(job_id)
-                if entry is not None and entry.unfinished and await self._is_dead(entry):
-                    seen.append(entry)
+                if entry is None or not entry.unfinished:
+                    continue
+                owners.add(entry.owner)
+                if await self._is_dead(entry):
+                    orphaned.append(entry)
             except (SessionNotFoundError, JobNotFoundError, InvalidKeyError):
                 continue  # the sweep takes the marker
             except StorageError as error:
                 _logger.warning("can't tell whether job %s lives: %s", job_id, error)
-        for entry in sorted(seen, key=lambda entry: entry.submitted_at):
+        for entry in sorted(orphaned, key=lambda entry: entry.submitted_at):
+            self._unclaimed.setdefault(entry.id, self._store.steady())
             try:
                 await self._take(entry)
             except (SessionNotFoundError, StorageError) as error:
                 _logger.warning("can't take job %s over: %s", entry.id, error)
+        self._seen = {owner: seen for owner, seen in self._seen.items() if owner in owners}
+        still = {entry.id for entry in orphaned}
+        self._unclaimed = {job_id: since for job_id, since in self._unclaimed.items() if job_id in still}
 
     async def _take(self, seen: JobInfo) -> None:
         owner = self.name if seen.pipeline in self._pipelines else None
-        if owner is None and self._store.clock() - seen.submitted_at < UNCLAIMED:
+        away = timedelta(seconds=self._store.steady() - self._unclaimed[seen.id])
+        if owner is None and (away < AWAY or self._store.clock() - seen.submitted_at < UNCLAIMED):
             return  # its own dispatcher may come back
         entry = await take_over_job(
             seen, store=self._store, emit=lambda event: None, owner=owner, max_attempts=self._max_attempts
@@ -131,15 +145,34 @@ class Owner:
             _logger.warning("job %s is over, %s: nobody looked after it any more", entry.id, entry.status)
 
     async def _is_dead(self, entry: JobInfo) -> bool:
+        """The clock is asked at the first sight of a lease only: it may be set, or have been ahead."""
         if entry.owner == self.name:
             return not self._holds(entry.id)
-        return not await lives(entry.owner, self._store)
+        if (found := await _read(entry.owner, self._store)) is None:
+            return True
+        lease, version = found
+        now = self._store.steady()
+        if (seen := self._seen.get(entry.owner)) is None:
+            lapsed = lease.expires_at < self._store.clock()
+            self._seen[entry.owner] = version, -math.inf if lapsed else now
+            return lapsed
+        if version != seen[0]:
+            self._seen[entry.owner] = version, now
+            return False
+        return now - seen[1] >= lease.seconds
 
 
 async def lives(owner: str, store: SessionStore) -> bool:
-    """Whether the dispatcher of that name still looks after its jobs: its lease has not lapsed."""
-    found = await store.blobs.get(_keys.owner_lease(owner))
+    """Whether the dispatcher of that name still looks after its jobs, as far as one look, and the clock, can tell."""
+    found = await _read(owner, store)
+    return found is not None and found[0].expires_at >= store.clock()
+
+
+async def _read(owner: str, store: SessionStore) -> tuple[_Lease, str] | None:
+    """A lease and its version; `None` where there is none, or none that can be read."""
+    if (found := await store.blobs.get(_keys.owner_lease(owner))) is None:
+        return None
     try:
-        return found is not None and _LEASE_OF.decode(found.data).expires_at >= store.clock()
+        return _LEASE_OF.decode(found.data), found.version
     except msgspec.DecodeError:
-        return False
+        return None

@@ -137,7 +137,6 @@ class LocalDispatcher(AsyncContextManagerMixin):
             adopt=self._scheduler.add,
         )
         self._accepting: Counter[str] = Counter()  # by job id
-        self._accepting_of: Counter[str] = Counter()  # by session key
         failure: Exception | None = None
         await self._owner.renew()
         try:
@@ -186,14 +185,11 @@ class LocalDispatcher(AsyncContextManagerMixin):
         if job_id not in self._accepting:
             self._check_room(session.key)
         self._accepting[job_id] += 1
-        self._accepting_of[session.key] += 1
         try:
             await self._commits.uninterrupted(partial(self._accept, session, entry, arrival))
         finally:
             self._accepting[job_id] -= 1
-            self._accepting_of[session.key] -= 1
             self._accepting += Counter()  # keeps the positive counts only
-            self._accepting_of += Counter()
         return job
 
     async def job(self, session: Session, job_id: str) -> LocalJob:
@@ -236,8 +232,9 @@ class LocalDispatcher(AsyncContextManagerMixin):
             raise StoreClosedError("The dispatcher is not open; use it inside `async with dispatcher`.")
 
     def _check_room(self, session_key: str) -> None:
-        waiting = self._scheduler.waiting() + self._accepting.total()
-        own = self._scheduler.waiting(session_key) + self._accepting_of[session_key]
+        coming = [_keys.split_job_id(each)[0] for each in self._accepting if not self._scheduler.holds(each)]
+        waiting = self._scheduler.waiting() + len(coming)
+        own = self._scheduler.waiting(session_key) + coming.count(session_key)
         whose = ""
         if self._max_queued_per_session is not None and own >= self._max_queued_per_session:
             whose, waiting = " of yours", own
