@@ -1,9 +1,12 @@
-"""`Draft`: a session that is put together piece by piece and begins whole, with one commit, or not at all."""
+"""What is put together piece by piece and is there whole, with one commit, or not at all.
+
+`Draft` is a session that begins so, `Addition` comes to one that there is.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -14,7 +17,7 @@ from msgspec.structs import replace
 
 from async_sessions import _keys
 from async_sessions._ingest import ImageSource, ingest
-from async_sessions._life import Life, new_record
+from async_sessions._life import NOT_WRITTEN, Life, new_record
 from async_sessions._quota import check_size
 from async_sessions.errors import QuotaExceededError, SessionNotFoundError, StorageError, StoreClosedError
 from async_sessions.records import JSON, KIB, ImageRecord, JobInfo, Limits, OutputRecord, check_state
@@ -23,36 +26,33 @@ from async_sessions.session import Session
 if TYPE_CHECKING:
     from async_sessions._context import StoreContext
     from async_sessions._manifest import Manifest
+    from async_sessions._tasks import Tickets
 
 _MAX_ENTRY: Final = 128 * KIB  # twice what a job's parameters may take
 
 _logger = logging.getLogger("async_sessions")
 
 
-class Draft:
-    """A session that nobody sees before `commit`; left without one, nothing of it stays. From `SessionStore.draft`.
+class _Pieces:
+    """Blobs of one life of a session that no manifest names yet.
 
-    Pieces are stored one at a time and no more is held in memory than the piece in hand. From the first piece to the
-    commit half of the store's `grace` may pass: what no session names is an orphan after it. `QuotaExceededError` where
-    they are more than one session may keep, or than the store has room for: no piece makes room for another.
+    They are stored one at a time and no more is held in memory than the one in hand. From the first to the commit half
+    of the store's `grace` may pass: what no session names is an orphan after it.
     """
 
-    def __init__(self, context: StoreContext, state: Mapping[str, JSON]) -> None:
+    def __init__(self, context: StoreContext, life: Life, incarnation: str) -> None:
+        self.limits = context.limits
         self._context = context
-        self._id = _keys.new_session_id()
-        self.key = _keys.key_of_id(self._id)
-        self._life = Life(context, self.key, None)
-        self._incarnation = _keys.new_incarnation()
+        self._life = life
+        self._incarnation = incarnation
         self._last_moment = context.clock() + context.lifetime.grace / 2
         self._written: dict[str, int] = {}  # sizes of the blobs that no session names yet
         self._pictures = 0
-        self._tried = self._begun = False
-        self._state = dict(state)
+        self._tried = False
         self._images: dict[str, ImageRecord] = {}
-        self._jobs: dict[str, JobInfo] = {}
 
     def __repr__(self) -> str:
-        return f"Draft(key={self.key!r})"
+        return f"{type(self).__name__}(key={self._life.key!r})"
 
     async def store_image(
         self, image: ImageSource, slot: str | None, *, name: str | None = None, limits: Limits | None = None
@@ -76,6 +76,48 @@ class Draft:
         if slot is not None:
             self._images[slot] = record
         return record
+
+    async def discard(self) -> None:
+        """Delete what was written, unless a session names it."""
+        if self._written:
+            try:
+                await self._context.commits.uninterrupted(self._undo)
+            except (StorageError, StoreClosedError):
+                _logger.warning("could not delete %r; a later sweep will", self, exc_info=True)
+
+    async def _undo(self) -> None:
+        raise NotImplementedError
+
+    def _try(self) -> None:
+        if self._context.clock() > self._last_moment:
+            raise StorageError("Writing the session took so long that its first parts may be gone. Try again.")
+        self._tried = True
+        self._context.writing(self._written)
+
+    def _check(self, size: int, *, images: int = 0) -> None:
+        """Refuse a piece before it is written; the commit would make room for it and drop others."""
+        check_size(sum(self._written.values()) + size, self._pictures + images, self._context.limits)
+
+    async def _write(self, blob: str, data: bytes | AsyncIterable[bytes], size: int) -> None:
+        await self._context.write(blob, data, size)
+        self._written[blob] = size
+
+
+class Draft(_Pieces):
+    """A session that nobody sees before `commit`; left without one, nothing of it stays. From `SessionStore.draft`.
+
+    Pieces are stored one at a time and no more is held in memory than the piece in hand. From the first piece to the
+    commit half of the store's `grace` may pass: what no session names is an orphan after it. `QuotaExceededError` where
+    they are more than one session may keep, or than the store has room for: no piece makes room for another.
+    """
+
+    def __init__(self, context: StoreContext, state: Mapping[str, JSON]) -> None:
+        self._id = _keys.new_session_id()
+        self.key = _keys.key_of_id(self._id)
+        super().__init__(context, Life(context, self.key, None), _keys.new_incarnation())
+        self._begun = False
+        self._state = dict(state)
+        self._jobs: dict[str, JobInfo] = {}
 
     async def store_output(
         self, data: AsyncIterable[bytes], *, name: str, media_type: str, digest: str, byte_size: int
@@ -111,22 +153,11 @@ class Draft:
 
     async def commit(self) -> Session:
         """Begin: from now on the session is there, whole."""
-        if self._context.clock() > self._last_moment:
-            raise StorageError("Writing the session took so long that its first parts may be gone. Try again.")
         if self._begun:
             raise RuntimeError("This draft has begun; what comes after is for its session.")
-        self._tried = True
-        self._context.writing(self._written)
+        self._try()
         await self._life.edit(self._whole, incarnation=self._incarnation, creates=True, held=self._begin)
         return Session(self._context, self.key, session_id=self._id, incarnation=self._incarnation)
-
-    async def discard(self) -> None:
-        """Delete what was written, unless a session names it."""
-        if self._written:
-            try:
-                await self._context.commits.uninterrupted(self._undo)
-            except (StorageError, StoreClosedError):
-                _logger.warning("could not delete the draft %s; a later sweep will", self.key, exc_info=True)
 
     async def _undo(self) -> None:
         if self._tried and not self._begun:
@@ -145,13 +176,57 @@ class Draft:
     def _whole(self, manifest: Manifest) -> Manifest:
         return replace(manifest, images=self._images, state=self._state, jobs=self._jobs)
 
-    def _check(self, size: int, *, images: int = 0) -> None:
-        """Refuse a piece before it is written; the commit would make room for it and drop others."""
-        check_size(sum(self._written.values()) + size, self._pictures + images, self._context.limits)
 
-    async def _write(self, blob: str, data: bytes | AsyncIterable[bytes], size: int) -> None:
-        await self._context.write(blob, data, size)
-        self._written[blob] = size
+class Addition(_Pieces):
+    """Images and values for a session that there is; whatever they replace can be put back. From `adding`."""
+
+    def __init__(
+        self,
+        context: StoreContext,
+        life: Life,
+        incarnation: str,
+        tickets: Tickets,
+        state: Mapping[str, JSON],
+    ) -> None:
+        super().__init__(context, life, incarnation)
+        self._tickets = tickets
+        self._state = state
+
+    async def commit(self) -> None:
+        """Put all in its place. What was uploaded to a slot since `adding` was called stays there.
+
+        `QuotaExceededError` where the session has no room for it, `SessionNotFoundError` where it ended meanwhile.
+        """
+        self._try()
+        try:
+            manifest = await self._life.edit(self._added, incarnation=self._incarnation, held=self._tickets.spend)
+        except (*NOT_WRITTEN, QuotaExceededError, SessionNotFoundError):
+            self._tried = False
+            raise
+        named = manifest.named_blobs()
+        self._written = {blob: size for blob, size in self._written.items() if blob not in named}
+        self._tried = False
+
+    async def _undo(self) -> None:
+        if not self._tried:  # else the session may name them by now
+            await self._context.discard(self._written)
+
+    def _added(self, manifest: Manifest) -> Manifest:
+        now = self._context.clock()
+        for slot, record in self._images.items():
+            held = manifest.images.get(slot)
+            match self._tickets.fate(slot):
+                case "current" if held is not None and held.digest == record.digest:
+                    pass
+                case "current":
+                    manifest = manifest.with_image(slot, record, now)
+                case "superseded":
+                    manifest = manifest.with_superseded(slot, record, now)
+                case "purged":
+                    pass
+        manifest = manifest.with_state(self._state)
+        check_state(manifest.state, self._context.limits.max_state_bytes)
+        return manifest
 
 
 @asynccontextmanager
@@ -164,3 +239,21 @@ async def drafted(context: StoreContext, state: Mapping[str, JSON]) -> AsyncIter
     finally:
         with anyio.CancelScope(shield=True):
             await draft.discard()
+
+
+@asynccontextmanager
+async def adding(session: Session, slots: Iterable[str], state: Mapping[str, JSON]) -> AsyncIterator[Addition]:
+    """`async with adding(session, ["start"], {}) as addition`: images for these slots, and values; see `Addition`.
+
+    A session that has not begun begins, if its handle lets it. `QuotaExceededError` and what else `check_state` raises.
+    """
+    context, life = session._context, session._life
+    tickets = session._draw(slots)
+    await context.manifests.code(partial(check_state, state, context.limits.max_state_bytes))
+    manifest = await life.edit(lambda manifest: None if manifest.revision else manifest.with_state({}), creates=True)
+    addition = Addition(context, life, manifest.incarnation, tickets, state)
+    try:
+        yield addition
+    finally:
+        with anyio.CancelScope(shield=True):
+            await addition.discard()

@@ -2,6 +2,7 @@
 
     await export_session(session, Path("session.zip"))
     session = await import_session(store, Path("session.zip"))
+    await restore_bundle(session, Path("session.zip"))
 
 A bundle holds the images, the state and, where asked, the finished jobs with their results; neither the session's id
 nor its key, no pins, and nothing that was replaced or cleared. The import has a new id, and times of its own.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from msgspec.structs import replace
 from async_sessions import _keys
 from async_sessions._archive import ZipWriter
 from async_sessions._bundle import MANIFEST, MAX_MANIFEST, Bundle, describe
+from async_sessions._draft import adding
 from async_sessions._spool import BundleSource, opened, written
 from async_sessions.errors import (
     BundleError,
@@ -34,15 +36,15 @@ from async_sessions.errors import (
     RevisionConflictError,
     StorageError,
 )
-from async_sessions.records import MIB, ImageRecord, Limits, OutputRecord, SessionInfo
+from async_sessions.records import JSON, MIB, ImageRecord, OutputRecord, SessionInfo
 
 if TYPE_CHECKING:
     from async_sessions._bundle import Record
-    from async_sessions._draft import Draft
+    from async_sessions._draft import Addition, Draft
     from async_sessions.session import Session
     from async_sessions.store import SessionStore
 
-__all__ = ["BundleSource", "export_session", "import_session", "stream_session"]
+__all__ = ["BundleSource", "export_session", "import_session", "restore_bundle", "stream_session"]
 
 MAX_BYTES: Final = 1024 * MIB
 MAX_FILES: Final = 2000  # with the manifest
@@ -100,14 +102,40 @@ async def import_session(
         bundle = await anyio.to_thread.run_sync(partial(Bundle, file, max_files=max_files))
         contents = bundle.contents
         async with store.draft(contents.state) as draft:
-            images = {
-                name: await _store_image(draft, bundle, name, slot, store.limits)
-                for name, slot in contents.pictures.items()
-            }
+            images = {name: await _store_image(draft, bundle, name, slot) for name, slot in contents.pictures.items()}
             outputs = {name: await _store_output(draft, bundle, name) for name in contents.results}
             for name, job in contents.jobs.items():
                 draft.add_job(job.entry(_keys.job_id(draft.key, name), images, outputs))
             return await draft.commit()
+
+
+async def restore_bundle(
+    session: Session,
+    source: BundleSource,
+    *,
+    takes_slot: Callable[[str], bool] = lambda slot: True,
+    takes_value: Callable[[str, JSON], bool] = lambda name, value: True,
+    max_bytes: int = MAX_BYTES,
+    max_files: int = MAX_FILES,
+) -> tuple[str, ...]:
+    """Put the images and the state that the bundle holds into a session, all or nothing; return the slots.
+
+    Each image goes to the slot it has in the bundle, if `takes_slot`, and each value to its name, if `takes_value`: a
+    bundle may come from anybody, so an app takes what its users may set and no more. What they replace can be put back
+    as after `store_image`; what else the session holds stays. Jobs are left out. `BundleError` also for a bundle of
+    which nothing is taken; else see `import_session` and `Session.store_image`.
+    """
+    async with opened(source, max_bytes) as file:
+        bundle = await anyio.to_thread.run_sync(partial(Bundle, file, max_files=max_files))
+        slots = {name: slot for slot, name in bundle.contents.images.items() if takes_slot(slot)}
+        state = {name: value for name, value in bundle.contents.state.items() if takes_value(name, value)}
+        if not slots and not state:
+            raise BundleError("The bundle holds nothing that belongs here. Give one that was exported from this app.")
+        async with adding(session, slots.values(), state) as addition:
+            for name, slot in slots.items():
+                await _store_image(addition, bundle, name, slot)
+            await addition.commit()
+    return tuple(slots.values())
 
 
 async def _checked(session: Session, record: Record) -> AsyncGenerator[bytes]:
@@ -147,8 +175,8 @@ def _blobs_of(info: SessionInfo) -> set[str]:
     return blobs
 
 
-async def _store_image(draft: Draft, bundle: Bundle, name: str, slot: str | None, limits: Limits) -> ImageRecord:
-    file = bundle.contents.files[name]
+async def _store_image(draft: Draft | Addition, bundle: Bundle, name: str, slot: str | None) -> ImageRecord:
+    file, limits = bundle.contents.files[name], draft.limits
     if file.media_type == "image/png":
         # What a store encodes itself is PNG, whatever files it takes, and can be as large as its pixels.
         limits = replace(limits, formats=("PNG",), max_bytes=max(limits.max_bytes, 4 * limits.max_pixels + 2 * MIB))

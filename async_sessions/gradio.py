@@ -13,8 +13,8 @@ kept.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -22,10 +22,11 @@ import gradio as gr
 
 from async_sessions import _keys
 from async_sessions._gradio.generate import Generate
-from async_sessions._gradio.html import message_html, sentence, session_info_html
 from async_sessions._gradio.identity import carrying
+from async_sessions._gradio.kept import session_info_html
 from async_sessions._gradio.lifespan import composed, stop_signals
 from async_sessions._gradio.listeners import QUIET, Reactions, page_in_progress
+from async_sessions._gradio.panel import Panel
 from async_sessions._gradio.queue import Queue
 from async_sessions._gradio.visits import Payload, Visits, warn
 from async_sessions.asgi import CookieSigner, SessionImages
@@ -151,28 +152,18 @@ class GradioSessions:
 
     @carrying
     def panel(self) -> gr.HTML:
-        """Show here what the session keeps and until when, with buttons to refresh and to clear it. After `bind`."""
-        page, bound = page_in_progress("panel"), self._bound()
-        info = gr.HTML(session_info_html(None))
-        with gr.Row():
-            refresh = gr.Button("Refresh", size="sm")
-            clear = gr.Button("Clear", size="sm", variant="stop")
+        """Show here what the session keeps and until when. After `bind`.
 
-        async def show(request: gr.Request) -> Any:
-            return await self._info_html(request)
-
-        async def show_all(request: gr.Request) -> Any:
-            return {info: await self._info_html(request), **await self._restored(request, fill=True)}
-
-        async def clear_all(request: gr.Request) -> Any:
-            await self._clear(request)
-            return {info: await self._info_html(request), **dict.fromkeys((self._images or {}).values())}
-
-        page.load(show, None, info, **QUIET)
-        refresh.click(show_all, None, [info, *bound], **QUIET)
-        self._cleared.on(clear.click(clear_all, None, [info, *bound], **QUIET))
-        self._changed.react(lambda event: event.then(show, None, info, **QUIET))
-        return info
+        Below it: clear one image or all there is, put back what was replaced or cleared, download images and settings
+        as a ZIP, and restore one: into what is bound and nothing else, since a ZIP may come from anybody.
+        """
+        page = page_in_progress("panel")
+        self._bound()
+        restored = partial(self._restored, fill=True)
+        panel = Panel(self._visits, page, images=self._images or {}, state=self._state, restored=restored)
+        self._cleared.on(panel.cleared)
+        self._changed.react(panel.show_after)
+        return panel.info
 
     @carrying
     def queue(self) -> gr.HTML:
@@ -327,18 +318,3 @@ class GradioSessions:
             return {}
         updates: dict[Component, Any] = {bound[slot]: images.get(slot) for slot in bound if fill or slot in images}
         return updates | {component: state[name] for name, component in self._state.items() if name in state}
-
-    async def _info_html(self, request: gr.Request) -> str:
-        try:
-            found = await self._visits.found(request)
-        except AsyncSessionsError as error:
-            return message_html(f"What is kept for you can't be shown now. {sentence(error)}")
-        return session_info_html(None if found is None else found[1])
-
-    async def _clear(self, request: gr.Request) -> None:
-        try:
-            await self._visits.clear(request)
-        except AsyncSessionsError as error:
-            raise gr.Error(
-                html.escape(f"Your session is not cleared. {sentence(error)}"), print_exception=False
-            ) from error

@@ -171,7 +171,8 @@ def test_two_photographs_live_through_reload_tabs_and_kill_and_become_a_video(
     incarnation = manifest(server, context)["incarnation"]
     assert files_below(server.folder / "root", "blobs", incarnation)
     page.get_by_role("tab", name="Your session").click()
-    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="Clear all", exact=True).click()
+    page.get_by_role("button", name="Yes, clear all").click()
     wait_until(lambda: not files_below(server.folder / "root", "blobs", incarnation))
     expect(page.get_by_text("Nothing is kept yet")).to_be_visible()
     page.get_by_role("tab", name="Generate").click()
@@ -361,3 +362,60 @@ def test_a_queue_shows_several_runs_and_what_came_of_them(context: BrowserContex
     page.get_by_role("button", name="Retry").click()
     expect(history.get_by_role("listitem")).to_have_count(4)
     expect(page.locator("img[src=x]")).to_have_count(0)
+
+
+def test_the_panel_clears_puts_back_and_carries_a_session_to_another_browser(
+    browser: Browser, context: BrowserContext, server: Server, start_photo: Path, end_photo: Path, tmp_path: Path
+) -> None:
+    page = opened(context.new_page(), server.url)
+    upload(page, "start", start_photo)
+    upload(page, "end", end_photo)
+    page.fill("#prompt textarea", "a <b>bold</b> boat")
+    wait_until(lambda: manifest(server, context)["state"].get("prompt") == "a <b>bold</b> boat")
+    wait_until(lambda: kept(server, context, "start.jpg", "end.png"))
+    page.get_by_role("tab", name="Your session").click()
+    images, recent = (page.get_by_role("list", name=name) for name in ("Images", "Can be put back"))
+    expect(images.get_by_role("listitem")).to_have_count(2)
+    expect(images.get_by_text("480 × 640")).to_be_visible()  # noqa: RUF001 - as the page writes it
+    sizes = images.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert all(0 < size <= 320 for size in sizes)
+    expect(page.get_by_role("meter", name="Room in use")).to_be_visible()
+
+    page.get_by_label("Image to clear").click()
+    page.get_by_role("option").filter(has_text="start.jpg").click()
+    page.get_by_role("button", name="Clear image").click()
+    expect(recent.get_by_text("start.jpg")).to_be_visible()
+    assert kept(server, context, "end.png")
+    page.get_by_label("Replaced or cleared image").click()
+    page.get_by_role("option").filter(has_text="start.jpg").click()
+    page.get_by_role("button", name="Put back").click()
+    expect(images.get_by_role("listitem")).to_have_count(2)
+
+    page.get_by_role("button", name="Download my session (ZIP)").click()
+    with page.expect_download() as download:
+        page.get_by_text("Save session.zip").click()
+    download.value.save_as(tmp_path / "session.zip")
+    (cookie,) = context.cookies()
+    assert cookie["value"].partition(".")[0].encode() not in (tmp_path / "session.zip").read_bytes()
+
+    page.get_by_role("button", name="Clear all", exact=True).click()
+    page.get_by_role("button", name="No, keep it").click()
+    expect(page.get_by_role("button", name="Yes, clear all")).to_have_count(0)
+    page.get_by_role("button", name="Clear all", exact=True).click()
+    expect(page.get_by_role("alert").get_by_text("for good")).to_be_visible()
+    page.get_by_role("button", name="Yes, clear all").click()
+    expect(page.get_by_text("Nothing is kept yet")).to_be_visible()
+
+    elsewhere = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    phone = opened(elsewhere.new_page(), server.url)
+    phone.get_by_role("tab", name="Your session").click()
+    phone.set_input_files("input[type=file][accept*=zip]", tmp_path / "session.zip")
+    expect(phone.get_by_role("list", name="Images").get_by_role("listitem")).to_have_count(2)
+    assert phone.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    phone.get_by_role("tab", name="Generate").click()
+    assert (shown_size(phone, "start"), shown_size(phone, "end")) == ((480, 640), (700, 500))
+    expect(phone.locator("#prompt textarea")).to_have_value("a <b>bold</b> boat")
+    opened(phone, server.url)
+    assert (shown_size(phone, "start"), shown_size(phone, "end")) == ((480, 640), (700, 500))
+    assert kept(server, elsewhere, "start.jpg", "end.png")
+    elsewhere.close()

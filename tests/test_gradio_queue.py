@@ -218,7 +218,7 @@ async def test_clearing_the_session_empties_its_queue() -> None:
     async with opened() as app:
         await app.ended()
         page = await app.open()
-        await page.fire(app.button("Clear"), "click")
+        await page.fire(app.button("Yes, clear all"), "click")
         assert "No runs yet" in page.shows(app.list)
         assert choices(page, app) == {}
 

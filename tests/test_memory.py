@@ -199,11 +199,12 @@ LARGE: dict[str, Callable[[], ImageSource]] = {
 
 
 async def starve() -> None:
-    """Print what becomes of images that are stored and read with 20 MB to spare; for a process of its own."""
+    """Print what becomes of images that are stored and read with 30 MB to spare; for a process of its own."""
     became: dict[str, list[str]] = {}
 
     async def note(case: str, call: Callable[[], Awaitable[object]]) -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + 20_000_000, resource.RLIM_INFINITY))
+        gc.collect()  # the last case's image may hang on its error, and would be room for this one
+        resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + 30_000_000, resource.RLIM_INFINITY))
         try:
             await call()
         except AsyncSessionsError as error:

@@ -14,11 +14,13 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 
+from async_sessions.bundle import export_session
 from async_sessions.errors import StorageError
 from async_sessions.records import ImageRecord, OutputRecord
 
@@ -64,6 +66,23 @@ async def _copied(
         data = await (await session.read_record(record)).data()
         await anyio.to_thread.run_sync(_place, data, target, written)
     return target
+
+
+async def bundle_of(session: Session, *, folder: str, key: CookieSigner) -> str:
+    """The path of a ZIP of the session as it is now, in the place of the one before; see `export_session`."""
+    target = _copy_folder(_bundle(session), Path(folder), key) / "session.zip"
+    await anyio.to_thread.run_sync(partial(target.parent.mkdir, mode=0o700, parents=True, exist_ok=True))
+    await export_session(session, target)
+    return str(target)
+
+
+async def forget_bundle(session: Session, *, folder: str, key: CookieSigner) -> None:
+    """Remove what `bundle_of` made."""
+    await forget([_bundle(session)], folder=folder, key=key)
+
+
+def _bundle(session: Session) -> str:
+    return f"bundle of {session.key}"
 
 
 async def forget(blobs: Iterable[str], *, folder: str, key: CookieSigner) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+import gradio as gr
 from gradio.context import Context
 
 if TYPE_CHECKING:
-    import gradio as gr
     from gradio.events import Dependency
 
 # Any number at once (Gradio's default is one for all users), no part of the app's own API, and no spinner over what the
@@ -39,3 +39,11 @@ def page_in_progress(method: str) -> gr.Blocks:
     if Context.root_block is None:
         raise RuntimeError(f"Call {method}() inside `with gr.Blocks()`.")
     return Context.root_block
+
+
+def tab_in_progress() -> gr.Tab | None:
+    """The tab that is being built, `None` outside of one."""
+    block: Any = Context.block
+    while block is not None and not isinstance(block, gr.Tab):
+        block = block.parent
+    return block

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import gradio as gr
 from cachetools import LRUCache
-from gradio.context import Context
 
 from async_sessions._gradio.html import message_html, sentence
-from async_sessions._gradio.listeners import QUIET
+from async_sessions._gradio.listeners import QUIET, tab_in_progress
 from async_sessions._gradio.runs import Shown, choice_of, ordered, runs_html
 from async_sessions._gradio.visits import Visits, is_video, warn
 from async_sessions.errors import (
@@ -66,7 +65,7 @@ class Queue:
             self.follow_after(event)
         outputs = [self.list, self._choice, self._cancel_all]
         page.load(self.follow, None, outputs, **QUIET)
-        if (tab := _tab_in_progress()) is not None:
+        if (tab := tab_in_progress()) is not None:
             tab.select(self.follow, None, outputs, trigger_mode="multiple", **QUIET)
 
     def follow_after(self, event: Dependency) -> None:
@@ -180,10 +179,3 @@ class Queue:
                 await self._dispatcher.cancel_session(found[0])
         except AsyncSessionsError as error:
             warn("The runs were not cancelled", error)
-
-
-def _tab_in_progress() -> gr.Tab | None:
-    block: Any = Context.block
-    while block is not None and not isinstance(block, gr.Tab):
-        block = block.parent
-    return block

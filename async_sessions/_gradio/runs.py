@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from async_sessions._gradio.html import SUBDUED, bar_html, box_html
+from async_sessions._gradio.html import HEAD, ITEM, LIST, SPLIT, SUBDUED, bar_html, box_html
 from async_sessions._gradio.status import fraction, in_words, status_text
 from async_sessions.jobs import JobEvent, Queued
 from async_sessions.records import JobInfo
@@ -26,10 +26,6 @@ WORDS: Final[dict[JobStatus, str]] = {
     "cancelled": "Cancelled",
 }
 MAX_PROMPT: Final = 160  # characters of a prompt that are shown
-_HEAD = "margin:0 0 var(--spacing-sm) 0;font-size:var(--text-md);font-weight:600;color:var(--body-text-color)"
-_LIST = "list-style:none;margin:0;padding:0"
-_ITEM = "margin:0;padding:var(--spacing-md) 0;border-top:1px solid var(--border-color-primary);overflow-wrap:anywhere"
-_SPLIT = "display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 var(--spacing-lg)"
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -66,9 +62,9 @@ def runs_html(runs: Iterable[Shown], now: datetime) -> str:
 
 
 def _part(title: str, runs: Sequence[Shown], now: datetime, none: str) -> str:
-    items = "".join(f'<li style="{_ITEM}">{_item(run, now)}</li>' for run in runs)
-    inner = f'<ul style="{_LIST}" aria-label="{title}">{items}</ul>' if runs else f'<div style="{SUBDUED}">{none}</div>'
-    return f'<section style="margin-bottom:var(--spacing-lg)"><h3 style="{_HEAD}">{title}</h3>{inner}</section>'
+    items = "".join(f'<li style="{ITEM}">{_item(run, now)}</li>' for run in runs)
+    inner = f'<ul style="{LIST}" aria-label="{title}">{items}</ul>' if runs else f'<div style="{SUBDUED}">{none}</div>'
+    return f'<section style="margin-bottom:var(--spacing-lg)"><h3 style="{HEAD}">{title}</h3>{inner}</section>'
 
 
 def _item(run: Shown, now: datetime) -> str:
@@ -78,7 +74,7 @@ def _item(run: Shown, now: datetime) -> str:
     pipeline, at = html.escape(entry.pipeline), entry.submitted_at
     what = f"<b>{word}</b> · {pipeline} · <code>{name_of(entry)}</code>"
     when = f'<time datetime="{at.isoformat()}">{_time(at)}</time>{_took(entry)}'
-    lines = [f'<div style="{_SPLIT}"><span>{what}</span><span style="{SUBDUED}">{when}</span></div>']
+    lines = [f'<div style="{SPLIT}"><span>{what}</span><span style="{SUBDUED}">{when}</span></div>']
     if prompt := _prompt(entry):
         lines.append(f'<div style="{SUBDUED}">{html.escape(prompt)}</div>')
     if entry.retry == "interrupted":

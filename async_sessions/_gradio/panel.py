@@ -1,0 +1,271 @@
+"""The panel: what a session keeps, and what its user can do with it: clear, put back, take along, bring back.
+
+Gradio hands the request to a handler by its annotation, so every annotation of a handler must resolve at run time.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import anyio
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from async_sessions._gradio import cache
+from async_sessions._gradio.html import message_html, sentence, size_of
+from async_sessions._gradio.kept import age, session_info_html
+from async_sessions._gradio.listeners import QUIET, tab_in_progress
+from async_sessions._gradio.visits import Payload, Visits, warn
+from async_sessions.bundle import restore_bundle
+from async_sessions.errors import (
+    AsyncSessionsError,
+    BundleError,
+    InvalidRequestError,
+    SessionNotFoundError,
+    SlotEmptyError,
+)
+
+if TYPE_CHECKING:
+    from gradio.components import Component
+    from gradio.events import Dependency
+
+    from async_sessions.records import ImageRecord, SessionInfo
+    from async_sessions.session import Session
+
+Updates: TypeAlias = "dict[Component, Any]"
+
+MAX_THUMBNAILS: Final = 24  # of a few KB each, sent with every look
+_FAST: Final = 8  # thumbnails read at a time
+_WHERE_IT_WAS: Final = ""
+_SURE: Final = (
+    '<div role="alert" style="color:var(--body-text-color)">This removes your images, settings and runs with their '
+    "results, for good.</div>"
+)
+
+
+class Panel:
+    """The session as it is, and buttons for it. Made inside a Blocks.
+
+    `restored` tells what the page's own components shall show, after what changed the session here.
+    """
+
+    def __init__(
+        self,
+        visits: Visits,
+        page: gr.Blocks,
+        *,
+        images: Mapping[str, Component],
+        state: Mapping[str, Component],
+        restored: Callable[[gr.Request], Awaitable[Updates]],
+    ) -> None:
+        self._visits = visits
+        self._images = images
+        self._state = state
+        self._restored = restored
+        self.info = gr.HTML(session_info_html(None))
+        slots: list[Any] = [("where it was", _WHERE_IT_WAS), *((slot, slot) for slot in images)]
+        with gr.Row():
+            with gr.Column(scale=2, min_width=260):
+                self._held = gr.Dropdown([], value=None, label="Image to clear", filterable=False)
+                clear = gr.Button("Clear image", size="sm")
+            with gr.Column(scale=3, min_width=260):
+                with gr.Row():
+                    self._recent = gr.Dropdown(
+                        [], value=None, label="Replaced or cleared image", filterable=False, scale=3, min_width=220
+                    )
+                    self._into = gr.Dropdown(
+                        slots, value=_WHERE_IT_WAS, label="Put it", filterable=False, scale=2, min_width=140
+                    )
+                put_back = gr.Button("Put back", size="sm")
+        with gr.Row():
+            refresh = gr.Button("Refresh", size="sm", min_width=120)
+            download = gr.Button("Download my session (ZIP)", size="sm", min_width=180)
+            self._upload = gr.UploadButton("Restore from ZIP", size="sm", file_types=[".zip"], min_width=140)
+            ask = gr.Button("Clear all", size="sm", variant="stop", min_width=120)
+        self._file = gr.DownloadButton("Save session.zip", size="sm", variant="primary", visible=False)
+        with gr.Column(visible=False) as self._sure:
+            gr.HTML(_SURE)
+            with gr.Row():
+                sure = gr.Button("Yes, clear all", size="sm", variant="stop", min_width=140)
+                keep = gr.Button("No, keep it", size="sm", min_width=140)
+
+        self._own = [self.info, self._held, self._recent]
+        outputs = [*self._own, self._file, self._sure, *images.values(), *state.values()]
+        choices = [self._held, self._recent]
+        listen = {"preprocess": False, **QUIET}
+        page.load(self.show, choices, self._own, **listen)
+        if (tab := tab_in_progress()) is not None:
+            tab.select(self.show, choices, self._own, trigger_mode="multiple", **listen)
+        refresh.click(self._show_all, choices, outputs, **listen)
+        clear.click(self._clear, choices, outputs, **listen)
+        put_back.click(self._put_back, [*choices, self._into], outputs, **listen)
+        download.click(self._download, None, self._file, **QUIET)
+        self._upload.upload(self._restore, [*choices, self._upload], outputs, trigger_mode="once", **listen)
+        ask.click(_asked, None, self._sure, **QUIET)
+        keep.click(_kept, None, self._sure, **QUIET)
+        self.cleared = sure.click(self._clear_all, None, outputs, **QUIET)
+
+    def show_after(self, event: Dependency) -> None:
+        event.then(self.show, [self._held, self._recent], self._own, preprocess=False, **QUIET)
+
+    async def show(self, held: Any, recent: Any, request: gr.Request) -> Any:
+        """`held` and `recent` are what is chosen in this page; it stays while there is such an image."""
+        store = self._visits.store
+        try:
+            found = await self._visits.found(request)
+            thumbnails = {} if found is None else await _thumbnails(*found)
+        except AsyncSessionsError as error:
+            return {self.info: message_html(f"What is kept for you can't be shown now. {sentence(error)}")}
+        info, now = None if found is None else found[1], store.clock()
+        shown = session_info_html(info, now=now, thumbnails=thumbnails, max_bytes=store.limits.max_session_bytes)
+        images = {} if info is None else {slot: f"{slot} · {_named(record)}" for slot, record in info.images.items()}
+        removed = {
+            each.record.digest: f"{each.slot} · {_named(each.record)} · {age((now - each.removed_at).total_seconds())}"
+            for each in reversed(() if info is None else info.recent)
+        }
+        return {
+            self.info: shown,
+            self._held: _choices(images, held),
+            self._recent: _choices(dict(reversed(removed.items())), recent),
+        }
+
+    async def _show_all(self, held: Any, recent: Any, request: gr.Request) -> Any:
+        return {**await self.show(held, recent, request), **await self._restored(request), **self._rest()}
+
+    async def _clear(self, held: Any, recent: Any, request: gr.Request) -> Any:
+        try:
+            if not isinstance(held, str) or not held:
+                raise InvalidRequestError("Choose an image first.")
+            if (found := await self._visits.found(request)) is not None:
+                await found[0].clear_image(held)
+        except SessionNotFoundError:
+            pass
+        except AsyncSessionsError as error:
+            warn("The image is still kept", error)
+        return await self._show_all(held, recent, request)
+
+    async def _put_back(self, held: Any, recent: Any, into: Any, request: gr.Request) -> Any:
+        try:
+            if not isinstance(recent, str) or not recent:
+                raise InvalidRequestError("Choose an image first.")
+            if into != _WHERE_IT_WAS and into not in self._images:
+                raise InvalidRequestError("Choose where to put the image.")
+            if (found := await self._visits.found(request)) is None:
+                raise SlotEmptyError("That image is not among the recent ones any more; upload it again.")
+            session, info = found
+            slots = [each.slot for each in info.recent if each.record.digest == recent]
+            await session.restore_recent(recent, into or next(iter(slots), next(iter(self._images), "")))
+        except AsyncSessionsError as error:
+            warn("The image is not put back", error)
+        return await self._show_all(held, recent, request)
+
+    async def _download(self, request: gr.Request) -> Any:
+        try:
+            if (found := await self._visits.found(request)) is None:
+                raise InvalidRequestError("Nothing is kept yet.")
+            path = await cache.bundle_of(found[0], folder=get_upload_folder(), key=await self._visits.signer())
+            size = (await anyio.Path(path).stat()).st_size
+        except AsyncSessionsError as error:
+            warn("There is no ZIP", error)
+            return _hidden()
+        return gr.update(value=path, label=f"Save session.zip ({size_of(size)})", visible=True)
+
+    async def _restore(self, held: Any, recent: Any, payload: Payload | None, request: gr.Request) -> Any:
+        path = (payload or {}).get("path")
+        try:
+            if not isinstance(path, str):
+                raise BundleError("That is no file; choose a ZIP that was downloaded here.")
+            if (session := await self._visits.session(request)) is None:
+                gr.Warning("The ZIP is not restored: your browser sends no cookie. Allow cookies for this site.")
+                return gr.skip()
+            slots = self._images.__contains__
+            await restore_bundle(session, Path(path), takes_slot=slots, takes_value=self._is_settable)
+            gr.Info("The ZIP is restored.")
+        except AsyncSessionsError as error:
+            warn("The ZIP is not restored", error)
+        finally:
+            if isinstance(path, str):
+                await cache.remove_uploads([path], folder=get_upload_folder())
+        return await self._show_all(held, recent, request)
+
+    def _is_settable(self, name: str, value: Any) -> bool:
+        """Whether a user could have set it on this page.
+
+        No objects: Gradio takes some for updates of a component and others for files, which it would serve.
+        """
+        component: Any = self._state.get(name)
+        if component is None or not _is_plain(value):
+            return False
+        try:
+            component.postprocess(value)
+        except (TypeError, ValueError, LookupError, AttributeError, gr.Error):
+            return False
+        return True
+
+    async def _clear_all(self, request: gr.Request) -> Any:
+        try:
+            if (session := await self._visits.session(request)) is not None:
+                await self._visits.clear(request)
+                await cache.forget_bundle(session, folder=get_upload_folder(), key=await self._visits.signer())
+        except AsyncSessionsError as error:
+            raise gr.Error(
+                html.escape(f"Your session is not cleared. {sentence(error)}"), print_exception=False
+            ) from error
+        return {**await self.show(None, None, request), **dict.fromkeys(self._images.values()), **self._rest()}
+
+    def _rest(self) -> Updates:
+        """Without the ZIP of how it was, and the question."""
+        return {self._file: _hidden(), self._sure: gr.update(visible=False)}
+
+
+def _asked() -> Any:
+    return gr.update(visible=True)
+
+
+def _kept() -> Any:
+    return gr.update(visible=False)
+
+
+def _hidden() -> Any:
+    return gr.update(value=None, visible=False)
+
+
+def _choices(labels: Mapping[str, str], chosen: Any) -> Any:
+    """A choice that there still is stays as it is: the user may have made another one by now."""
+    choices = [(label, value) for value, label in labels.items()]
+    kept = isinstance(chosen, str) and chosen in labels
+    return gr.update(choices=choices) if kept else gr.update(choices=choices, value=None)
+
+
+def _named(record: ImageRecord) -> str:
+    return f"{record.source_name or 'without a name'} · {record.width} × {record.height}"  # noqa: RUF001 - for people
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+async def _thumbnails(session: Session, info: SessionInfo) -> dict[str, bytes]:
+    """By blob; without those that are damaged or can't be read."""
+    records = [*info.images.values(), *(each.record for each in info.recent)]
+    for job in info.jobs.values():
+        records += job.inputs.values() if job.unfinished else ()
+    found: dict[str, bytes] = {}
+    at_a_time = anyio.CapacityLimiter(_FAST)
+
+    async def read(record: ImageRecord) -> None:
+        async with at_a_time:
+            try:
+                found[record.blob] = await (await session.read_record(record)).thumbnail()
+            except AsyncSessionsError:
+                return
+
+    async with anyio.create_task_group() as group:
+        for record in list({record.blob: record for record in records}.values())[:MAX_THUMBNAILS]:
+            group.start_soon(read, record)
+    return found
