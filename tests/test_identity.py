@@ -177,7 +177,7 @@ async def test_a_browser_without_cookies_is_known_by_its_token(uploads: Uploads)
         assert stranger.shows(token_of(app)) != token
         await again.remove(app.start)
         assert (await with_token(app, token)).shows(app.start) is None
-        await again.fire(app.button("Clear"), "click")
+        await again.fire(app.button("Yes, clear all"), "click")
         assert await keys_of(app.store.blobs, "manifests/") == set()
 
 
