@@ -570,7 +570,7 @@ async def test_cancel_of_one_user_leaves_the_run_of_another() -> None:
             if "endless" in page.shows(app.bar):
                 break
         await (await app.open(BOB)).fire(app.cancel, "click")
-        assert [job.status for job in (await app.kept(ANN)).jobs.values()] == ["running"]
+        assert [job.under_way for job in (await app.kept(ANN)).jobs.values()] == [True]
         await page.fire(app.cancel, "click")
         async for _ in answers:
             pass

@@ -269,7 +269,7 @@ async def test_a_running_job_is_cancelled_at_its_next_report_and_its_neighbours_
         with pytest.raises(JobCancelledError):
             await first.result()
         await third.result()
-        assert (await second.info()).status == "running"
+        assert (await second.info()).under_way
         assert not (await second.info()).cancel_requested
         await second.cancel()
         assert isinstance((await collected(second))[-1], Cancelled)

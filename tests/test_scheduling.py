@@ -143,7 +143,7 @@ async def test_a_job_that_was_made_ready_behind_a_long_one_goes_to_the_device_th
             await pipeline.begun(f"prepare {number}")
         async with ends(*jobs):
             pipeline.let_go("0", "1", "2")
-        assert (await long.info()).status == "running"
+        assert (await long.info()).under_way
         async with ends(long):
             pipeline.let_go("long")
 
@@ -263,7 +263,7 @@ async def test_the_next_job_is_prepared_and_the_last_one_stored_while_the_device
         await blobs.putting.wait()
         await pipeline.begun("generate b")
         await pipeline.begun("prepare c")
-        assert (await first.info()).status == "running"
+        assert (await first.info()).under_way
         assert "generate c" not in pipeline.done  # until what `a` made is stored
         async with ends(first, second, third):
             pipeline.let_go("c")
@@ -329,7 +329,7 @@ async def test_a_job_that_waits_for_its_device_gives_its_memory_to_one_whose_dev
         job = await with_image(dispatcher, session, "there", "job")
         async with ends(job):
             there.let_go("job")
-        assert (await long.info()).status == "running"
+        assert (await long.info()).under_way
         async with ends(long, behind):
             here.let_go("long", "behind")
 
