@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -282,18 +283,25 @@ def test_the_page_works_while_the_store_does_not_answer(
     assert shown_size(page, "start") == (480, 640)
 
 
-def test_the_server_leaves_the_store_when_it_is_terminated_under_an_open_page(
-    context: BrowserContext, tmp_path: Path
-) -> None:
+@contextmanager
+def a_long_run(context: BrowserContext, folder: Path) -> Iterator[tuple[Server, Page]]:
+    """A server of its own, and a page that shows how far its run is."""
     port = free_port()
-    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(tmp_path / "root"))
-    with serving(tmp_path, *arguments, port=port) as server:
+    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(folder / "root"))
+    with serving(folder, *arguments, port=port) as server:
         page = opened(context.new_page(), server.url)
         page.get_by_label("t2v-A14B").check()
         page.fill("#frames input[type=number]", "121")
         page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
         page.click("#generate")
         expect(page.locator("#progress")).to_contain_text("of 121")
+        yield server, page
+
+
+def test_the_server_leaves_the_store_when_it_is_terminated_under_an_open_page(
+    context: BrowserContext, tmp_path: Path
+) -> None:
+    with a_long_run(context, tmp_path) as (server, page):
         page.click("#generate")
         expect(page.locator("#progress")).to_contain_text("1 more waiting")
         assert server.stop() == 0
@@ -312,15 +320,7 @@ def test_the_server_leaves_the_store_when_it_is_terminated_under_an_open_page(
 def test_a_run_that_was_killed_with_its_server_goes_on_after_the_restart(
     context: BrowserContext, tmp_path: Path
 ) -> None:
-    port = free_port()
-    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(tmp_path / "root"))
-    with serving(tmp_path, *arguments, port=port) as server:
-        page = opened(context.new_page(), server.url)
-        page.get_by_label("t2v-A14B").check()
-        page.fill("#frames input[type=number]", "121")
-        page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
-        page.click("#generate")
-        expect(page.locator("#progress")).to_contain_text("of 121")
+    with a_long_run(context, tmp_path) as (server, page):
         server.kill()
         server.start()
         page.goto(server.url)
