@@ -84,6 +84,7 @@ async def test_every_model_makes_a_video_at_its_own_speed(built: tuple[gr.Blocks
                 assert (stream.average_rate, stream.frames) == (model.fps, 17)
 
 
+@pytest.mark.xdist_group("wan")
 async def test_a_model_that_is_there_takes_the_place_of_its_preview(
     blockbuster: BlockBuster, tiny_wan: Mapping[str, Path], cache: Path
 ) -> None:

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status"),
-    pytest.mark.timeout(300),  # the first test measures for all
+    pytest.mark.timeout(300),  # the first test measures for all,
+    pytest.mark.xdist_group("memory"),  # in one process
 ]
 
 WIDTH: Final = 2000

@@ -55,6 +55,7 @@ def test_the_quickstart_makes_a_video(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)  # a process of its own, that imports torch and diffusers
+@pytest.mark.xdist_group("wan")
 def test_a_photograph_becomes_a_video_of_wan(tmp_path: Path, tiny_wan: Mapping[str, Path]) -> None:
     values = ("area=4096", "num_frames=5", "steps=2")
     shown = run(

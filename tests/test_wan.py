@@ -38,7 +38,7 @@ from async_sessions.renditions import fit, to_tensor
 from tests.images import photograph
 from tests.videos import comment_of, frames_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("wan")]  # the models are made in one process
 
 START, END = photograph(480, 320, seed=1), photograph(300, 400, seed=2)
 SMALL: dict[str, Any] = {"prompt": "a dog runs on the beach", "area": 64 * 64, "num_frames": 5, "steps": 3, "seed": 7}
