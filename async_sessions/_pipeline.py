@@ -22,7 +22,7 @@ MAX_PARAMS: Final = 64 * KIB  # bytes of JSON
 MAX_PREVIEW: Final = 64 * KIB  # bytes
 
 Output: TypeAlias = "Image.Image | Path | tuple[bytes, str]"
-"""An image, stored as PNG; a file, moved in; or bytes with their media type."""
+"""An image, stored as PNG; a regular file, moved in; or bytes with their media type."""
 
 
 class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):

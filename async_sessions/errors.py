@@ -112,6 +112,10 @@ class InvalidRequestError(DispatchError, ValueError):
     """The request does not fit its pipeline: a required image is missing, or a parameter is not accepted."""
 
 
+class InvalidOutputError(DispatchError, ValueError):
+    """What a pipeline put out can't be kept: there is nothing in it, or it is not what an output may be."""
+
+
 class QueueFullError(DispatchError):
     """The dispatcher, or the session, has as many jobs waiting as it may; try again later.
 

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import socket
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -40,6 +44,9 @@ from async_sessions.jobs import (
 from async_sessions.testing.cancellation import Run, cancel_everywhere
 from tests.faults import FaultyBlobStore, keys_of
 from tests.steps import StepPipeline
+
+if TYPE_CHECKING:
+    from async_sessions.jobs import Output
 
 pytestmark = pytest.mark.anyio
 
@@ -156,6 +163,43 @@ async def test_outputs_that_are_none_fail_the_job(session_store: SessionStore, s
     done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
     assert done is not None
     assert done.status == "failed"
+
+
+def bound(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "a FIFO": os.mkfifo,
+    "a socket": bound,
+    "a folder": Path.mkdir,
+    "a link to a file": lambda path: path.symlink_to(__file__),
+    "nothing": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("made", NO_FILES.values(), ids=NO_FILES)
+async def test_an_output_that_is_no_file_fails_the_job_and_is_left_where_it_is(
+    session_store: SessionStore, session: Session, tmp_path: Path, made: Callable[[Path], object]
+) -> None:
+    pipeline, path = StepPipeline(), tmp_path / "film.mp4"
+    there: list[bool] = []
+
+    def make(params: Any) -> dict[str, Output]:
+        made(path)
+        there.append(os.path.lexists(path))
+        return {"video": path}
+
+    pipeline.make = make
+    entry = await accepted(session_store, session, pipeline)
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    assert done is not None
+    assert done.error is not None
+    assert done.error.kind == "InvalidOutputError"
+    assert "'film.mp4'" in done.error.message
+    assert "Let the pipeline put out the path of a file." in done.error.message
+    assert [os.path.lexists(path)] == there
 
 
 async def test_a_pipeline_that_cant_be_loaded_fails_its_jobs_with_the_reason(
