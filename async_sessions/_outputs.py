@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from async_sessions import _keys
 from async_sessions.records import JobError
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ class NotLoadedError(Exception):
 
 
 async def keep(session: Session, name: str, output: Output) -> OutputRecord:
-    _keys.check_slot(name)
     if isinstance(output, tuple):
         return await session.store_output(output[0], name=name, media_type=output[1])
     suffix = output.suffix.lower() if isinstance(output, Path) else ".png"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_PARAMS: Final = 64 * KIB  # bytes of JSON
 MAX_PREVIEW: Final = 64 * KIB  # bytes
+MAX_NOTE: Final = 200  # characters
 
 Output: TypeAlias = "Image.Image | Path | tuple[bytes, str]"
 """An image, stored as PNG; a regular file, moved in; or bytes with their media type."""
@@ -145,9 +146,13 @@ class JobContext:
     def report(self, step: int, total: int, note: str = "", preview: bytes | None = None) -> None:
         """Tell that `step` of `total` is done; cheap, from any thread. Raises `JobCancelledError` once cancelled.
 
-        `preview` is an image file for people to look at meanwhile; above 64 KiB it is left out.
+        `preview` is an image file for people to look at meanwhile; above 64 KiB it is left out. Of `note` the first 200
+        characters are told, with blanks for those that can't be printed.
         """
         self.raise_if_cancelled()
+        note = note[:MAX_NOTE]
+        if not note.isprintable():
+            note = "".join(character if character.isprintable() else " " for character in note)
         self._tell((step, total, note, preview if preview is None or len(preview) <= MAX_PREVIEW else None))
 
     @property

@@ -23,6 +23,7 @@ from async_sessions.records import (
     JobInfo,
     OutputRecord,
     SessionInfo,
+    check_output,
     check_state,
 )
 from async_sessions.renditions import GREY, Colour, Fit
@@ -232,9 +233,10 @@ class Session:
     async def store_output(self, data: bytes | Path | Image.Image, *, name: str, media_type: str) -> OutputRecord:
         """Write a job's result; it belongs to the session once `edit_job` puts the record into the job's entry.
 
-        An image is stored as PNG, whatever `media_type` says. `InvalidOutputError` for an empty result, and for a path
-        that does not name a regular file.
+        An image is stored as PNG, whatever `media_type` says. `InvalidOutputError` for an empty one, a path that is not
+        that of a regular file, a `name` that no slot could have, a malformed `media_type`.
         """
+        check_output(name, media_type)
         context = self._context
         incarnation = (await self._life.read()).incarnation
         async with context.budget.lent(pixels_of(data)):

@@ -165,6 +165,49 @@ async def test_outputs_that_are_none_fail_the_job(session_store: SessionStore, s
     assert done.status == "failed"
 
 
+@pytest.mark.parametrize(
+    ("name", "media_type", "sentence"),
+    [
+        ("Not A Name", "text/plain", "named as a slot is"),
+        ("a\r\nb", "text/plain", "named as a slot is"),
+        ("x" * 100_000, "text/plain", "named as a slot is"),
+        ("text", "", "media type"),
+        ("text", "plain", "media type"),
+        ("text", "text/plain\r\nSet-Cookie: a=b", "media type"),
+        ("text", "text/plain\n", "media type"),
+        ("text", "text/pl\x1b[2Jain", "media type"),
+        ("text", "text/pläin", "media type"),
+        ("text", "text/plain; charset", "media type"),
+        ("text", f"text/{'x' * 200}", "media type"),
+        ("text", None, "media type"),
+    ],
+)
+async def test_an_output_with_a_bad_name_or_media_type_fails_the_job_in_a_sentence(
+    session_store: SessionStore, session: Session, name: str, media_type: Any, sentence: str
+) -> None:
+    pipeline = StepPipeline()
+    pipeline.make = lambda params: {name: (b"done", media_type)}
+    entry = await accepted(session_store, session, pipeline)
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    assert done is not None
+    assert done.error is not None
+    assert done.error.kind == "InvalidOutputError"
+    assert sentence in done.error.message
+    assert done.error.message.isprintable()
+    assert len(done.error.message) < 300
+    assert await keys_of(session_store.blobs, "blobs/") == set()
+
+
+@pytest.mark.parametrize("media_type", ["text/plain; charset=utf-8", 'video/x-y.z+a ;codecs="a, b" ; n=1'])
+async def test_a_media_type_may_have_parameters(session_store: SessionStore, session: Session, media_type: str) -> None:
+    pipeline = StepPipeline()
+    pipeline.make = lambda params: {"text": (b"done", media_type)}
+    entry = await accepted(session_store, session, pipeline)
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    assert done is not None
+    assert done.outputs["text"].media_type == media_type
+
+
 def bound(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
@@ -485,6 +528,20 @@ def test_a_context_raises_once_its_job_is_cancelled() -> None:
     flag.set()
     with pytest.raises(JobCancelledError):
         context.report(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("note", "kept"),
+    [
+        ("step 1: Schön 🦊", "step 1: Schön 🦊"),
+        ("x" * 1_000_000, "x" * 200),
+        ("a\r\nb\x1b[2J\u202ec\ud800", "a  b [2J c "),
+    ],
+)
+def test_a_note_is_short_and_holds_nothing_that_a_terminal_would_obey(note: str, kept: str) -> None:
+    told: list[Any] = []
+    JobContext("job", 1, "cpu", tell=told.append).report(1, 2, note)
+    assert told == [(1, 2, kept, None)]
 
 
 async def test_a_lane_goes_on_after_a_call_that_raised() -> None:
