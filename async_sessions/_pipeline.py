@@ -74,8 +74,9 @@ class Pipeline(Protocol):
     """What makes outputs from images and parameters.
 
     `release()`, if there is one, is called where `load` was: at the end, and, with a `load` after it, when the device
-    ran out of memory. `check(inputs, params)`, if there is one, is called with the records of the images, in a worker
-    thread, before a job is accepted; it raises `InvalidRequestError` for what `generate` could not do.
+    ran out of memory; where that one fails, so does the job, and the next one has it tried again.
+    `check(inputs, params)`, if there is one, is called with the records of the images, in a worker thread, before a job
+    is accepted; it raises `InvalidRequestError` for what `generate` could not do.
     """
 
     @property
