@@ -119,8 +119,8 @@ class InvalidOutputError(DispatchError, ValueError):
 class QueueFullError(DispatchError):
     """The dispatcher, or the session, has as many jobs waiting as it may; try again later.
 
-    `position` is the one that the job would have had; `retry_after`, in seconds, is when a place may be free, as far as
-    that is known.
+    `position` is the one that the job would have had; `retry_after`, in seconds and at least 1, is when a place may be
+    free, as far as that is known.
     """
 
     def __init__(self, message: str, position: int, retry_after: float | None = None) -> None:

@@ -125,9 +125,9 @@ class Scheduler:
         self._changed = anyio.Event()
 
     def retry_after(self) -> float | None:
-        """Seconds until one of the jobs that wait may be begun, as far as that is known."""
+        """Seconds, at least 1, until one of the jobs that wait may be begun, as far as that is known."""
         known = [left for kind in self._lanes if (left := self._time_left(kind)) is not None]
-        return min(known, default=None)
+        return max(1.0, min(known)) if known else None
 
     async def work(self, device: str) -> None:
         """Load what runs on `device`, and run jobs on it until cancelled: one on the device, one that is made ready."""

@@ -241,7 +241,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
         elif waiting < self._max_queued:
             return
         after = self._scheduler.retry_after()
-        when = "in a while" if after is None else f"in {max(1, round(after))} s"
+        when = "in a while" if after is None else f"in {round(after)} s"
         raise QueueFullError(f"{waiting} jobs{whose} are waiting already; try again {when}.", waiting + 1, after)
 
     async def _accept(self, session: Session, entry: JobInfo, arrival: int) -> None:
