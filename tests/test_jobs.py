@@ -343,6 +343,37 @@ async def test_a_job_whose_session_is_gone_counts_as_cancelled(session_store: Se
     assert pipeline.ran == []
 
 
+async def test_a_session_that_is_deleted_while_its_job_is_prepared_is_no_error(
+    session_store: SessionStore, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    preparing, go_on = anyio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    class Late(StepPipeline):
+        def prepare(self, inputs: Any, params: Any) -> Any:
+            loop.call_soon_threadsafe(preparing.set)
+            assert go_on.wait(30)
+            return super().prepare(inputs, params)
+
+    pipeline = Late(start=True)
+    await session.store_image(RED, "start")
+    entry = await accepted(session_store, session, pipeline)
+    events: list[JobEvent] = []
+    async with anyio.create_task_group() as group:
+
+        async def run() -> None:
+            assert await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=events.append) is None
+
+        group.start_soon(run)
+        await preparing.wait()
+        await session.delete()
+        go_on.set()
+    assert [type(event) for event in events] == [Cancelled]
+    assert pipeline.ran == []
+    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []
+    assert "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize("native", [True, False], ids=["task.cancel", "anyio scope"])
 async def test_a_cancelled_run_waits_for_its_thread_and_returns_the_job_to_the_queue(
     session_store: SessionStore, session: Session, native: bool
