@@ -139,7 +139,10 @@ class Owner:
         if entry is None or self._holds(entry.id):
             return
         if entry.status == "queued" and entry.owner == self.name:
-            _logger.warning("job %s is taken over: nobody looked after it any more", entry.id)
+            if seen.under_way:
+                _logger.warning("job %s was interrupted and is tried again, alone", entry.id)
+            else:
+                _logger.info("job %s, which its dispatcher left waiting, is taken over", entry.id)
             self._adopt(entry)
         elif not entry.unfinished:
             _logger.warning("job %s is over, %s: nobody looked after it any more", entry.id, entry.status)
