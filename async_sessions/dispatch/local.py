@@ -111,7 +111,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
         self._max_attempts = max_attempts
         self._start_paused = start_paused
         self._lease = lease
-        self._drain_timeout = drain_timeout
+        self.drain_timeout = drain_timeout  # whoever ends the process has to wait for so long
         self._hard_exit = hard_exit
         self._open = False
 
@@ -151,7 +151,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
                         try:
                             yield self
                             self._open = False
-                            await self._scheduler.drain(self._drain_timeout.total_seconds())
+                            await self._scheduler.drain(self.drain_timeout.total_seconds())
                         except Exception as error:  # noqa: BLE001 - the caller's own, which a group would wrap
                             failure = error
                         finally:
