@@ -107,16 +107,20 @@ class Scheduler:
             self.wake()
 
     def wake(self) -> None:
-        """Something has changed: tell positions, and let the lanes look again."""
+        """Something has changed: tell positions, and let the lanes look again.
+
+        A few microseconds for each job that waits, on the loop, at every change: see `max_queued`.
+        """
         ahead: Counter[str] = Counter()
         now = self._store.clock()
         etas = {kind: self._time_left(kind) for kind in self._lanes}
+        paces = {pipeline: self._paces.expected(pipeline) for pipeline in self._pipelines}
         ready = [job for job in self._under_way if job.on_device is None]
         for job in (*ready, *self._line.order()):
             ahead[job.kind] += 1
             eta = etas[job.kind]
             job.move(ahead[job.kind], eta, now)
-            expected = self._paces.expected(job.entry.pipeline)
+            expected = paces[job.entry.pipeline]
             etas[job.kind] = None if eta is None or expected is None else eta + expected / self._lanes[job.kind]
         self._notify()
 

@@ -54,7 +54,8 @@ class LocalDispatcher(AsyncContextManagerMixin):
     Jobs run by priority, the higher first; within one the sessions take turns. While a device works, the images of its
     next job are read and prepared: of one job per device, and no more than `max_prepared_bytes` of decoded images in
     all, or one job. At most `max_queued` jobs wait, `max_queued_per_session` of a session, of which at most
-    `max_running_per_session` are under way at a time. With `start_paused` they wait until `resume()`.
+    `max_running_per_session` are under way at a time. With `start_paused` they wait until `resume()`. Each that waits
+    is told its new place at every change, which takes the event loop 2 to 5 µs: keep `max_queued` below 2,000.
 
     Leaving takes no more jobs, lets those on a device go on for `drain_timeout`, stops them at their next report and
     waits for that. Whatever is not over by then waits, at no cost, for the next dispatcher of this store. So does what
