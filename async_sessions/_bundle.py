@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from itertools import count
+from itertools import chain, count
 from typing import IO, Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -16,7 +16,17 @@ from async_sessions import _keys
 from async_sessions._archive import ZipReader
 from async_sessions._outputs import MEDIA_TYPES
 from async_sessions.errors import BundleError
-from async_sessions.records import MIB, ImageRecord, JobError, JobInfo, OutputRecord, SessionInfo, check_json
+from async_sessions.records import (
+    MAX_MEDIA_TYPE,
+    MEDIA_TYPE,
+    MIB,
+    ImageRecord,
+    JobError,
+    JobInfo,
+    OutputRecord,
+    SessionInfo,
+    check_json,
+)
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = "async-sessions bundle"
@@ -29,7 +39,7 @@ _ODD: Final = re.compile(r"[^a-z0-9_-]")
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 FileName = Annotated[str, Meta(pattern=r"^[a-z0-9_-]+(/[a-z0-9_-]+)*(\.[a-z0-9]+)?\Z", max_length=120)]
 JobName = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
-MediaType = Annotated[str, Meta(pattern=r"^[\x20-\x7e]+\Z", max_length=200)]
+MediaType = Annotated[str, Meta(pattern=MEDIA_TYPE, max_length=MAX_MEDIA_TYPE)]
 Slot = Annotated[str, Meta(max_length=32)]
 Moment = Annotated[datetime, Meta(tz=True)]
 
@@ -167,6 +177,9 @@ class Bundle:
             raise _lie("two slots have the same file")
         if pictures & results or pictures | results != contents.files.keys():
             raise _lie("it does not say of each file whether it is an image or a result")
+        names = [contents.files[file].name for file in results]
+        if not all(map(_keys.is_slot, chain(names, *(job.outputs for job in contents.jobs.values())))):
+            raise _lie("a result has a name that no result can have")
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of a file; `BundleError` at their end if they are not those that the manifest speaks of."""

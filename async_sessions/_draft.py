@@ -20,7 +20,7 @@ from async_sessions._ingest import ImageSource, ingest
 from async_sessions._life import NOT_WRITTEN, Life, new_record
 from async_sessions._quota import check_size
 from async_sessions.errors import QuotaExceededError, SessionNotFoundError, StorageError, StoreClosedError
-from async_sessions.records import JSON, KIB, ImageRecord, JobInfo, Limits, OutputRecord, check_state
+from async_sessions.records import JSON, KIB, ImageRecord, JobInfo, Limits, OutputRecord, check_output, check_state
 from async_sessions.session import Session
 
 if TYPE_CHECKING:
@@ -124,8 +124,10 @@ class Draft(_Pieces):
     ) -> OutputRecord:
         """Keep a job's result. `data` raises what it likes unless it has that size and SHA-256.
 
-        Where the device is full it is read anew after a sweep, unless it is an iterator, which can't be.
+        Where the device is full it is read anew after a sweep, unless it is an iterator, which can't be. A name and a
+        media type have to be such as `Session.store_output` takes.
         """
+        check_output(name, media_type)
         self._context.check_open()
         self._check(byte_size)
         record = OutputRecord(

@@ -79,8 +79,12 @@ def check_session_key(key: str) -> str:
     return key
 
 
+def is_slot(slot: object) -> bool:
+    return isinstance(slot, str) and _SLOT.fullmatch(slot) is not None
+
+
 def check_slot(slot: str) -> str:
-    if not isinstance(slot, str) or not _SLOT.fullmatch(slot):
+    if not is_slot(slot):
         raise InvalidKeyError(f"A slot name is a lower-case letter, then up to 31 of a-z 0-9 _ -; not {slot!r}.")
     return slot
 

@@ -28,13 +28,15 @@ class Loadable(Protocol):
 class Lane(AsyncContextManagerMixin):
     """One thread for one device: `models` are loaded, run and released there, one call after the other.
 
-    `failures` says which of them could not be loaded, and why. `turn` is held by the job that the device works for,
-    `storing` by the one whose outputs are being stored. Leaving waits until the thread has returned.
+    `failures` says which of them could not be loaded, and why; `lost` which of those were there and should be
+    reloaded for the next job. `turn` is held by the job that the device works for, `storing` by the one whose outputs
+    are being stored. Leaving waits until the thread has returned.
     """
 
     def __init__(self, device: str, models: Mapping[str, Loadable]) -> None:
         self.device = device
         self.failures: dict[str, BaseException] = {}
+        self.lost: set[str] = set()
         self._models = models
         self._loaded: list[Loadable] = []
 
@@ -64,6 +66,7 @@ class Lane(AsyncContextManagerMixin):
             if model in self._loaded:
                 self._loaded.remove(model)
                 self._release_one(model)
+                self.lost.add(name)
             self._load_one(name, model)
 
         await self.run(reload)
@@ -96,6 +99,7 @@ class Lane(AsyncContextManagerMixin):
             self.failures[name] = error
         else:
             self._loaded.append(model)
+            self.lost.discard(name)
 
     def _release(self) -> None:
         while self._loaded:

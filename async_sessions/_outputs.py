@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from async_sessions import _keys
 from async_sessions.records import JobError
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ class NotLoadedError(Exception):
 
 
 async def keep(session: Session, name: str, output: Output) -> OutputRecord:
-    _keys.check_slot(name)
     if isinstance(output, tuple):
         return await session.store_output(output[0], name=name, media_type=output[1])
     suffix = output.suffix.lower() if isinstance(output, Path) else ".png"
@@ -45,11 +44,15 @@ async def keep(session: Session, name: str, output: Output) -> OutputRecord:
 
 
 def remove_files(outputs: Iterable[Output]) -> None:
+    """Delete the files that were moved in. What is none was refused, and may be anybody's: a device, a folder."""
     for output in outputs:
         if isinstance(output, Path):
             try:
-                output.unlink(missing_ok=True)
-            except OSError:  # the pipeline's own leftover; the job's end matters more
+                if stat.S_ISREG(output.lstat().st_mode):
+                    output.unlink()
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError):  # the pipeline's own leftover; the job's end matters more
                 _logger.warning("could not delete %s", output, exc_info=True)
 
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 MAX_PARAMS: Final = 64 * KIB  # bytes of JSON
 MAX_PREVIEW: Final = 64 * KIB  # bytes
+MAX_NOTE: Final = 200  # characters
 
 Output: TypeAlias = "Image.Image | Path | tuple[bytes, str]"
-"""An image, stored as PNG; a file, moved in; or bytes with their media type."""
+"""An image, stored as PNG; a regular file, moved in; or bytes with their media type."""
 
 
 class PipelineSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,8 +74,9 @@ class Pipeline(Protocol):
     """What makes outputs from images and parameters.
 
     `release()`, if there is one, is called where `load` was: at the end, and, with a `load` after it, when the device
-    ran out of memory. `check(inputs, params)`, if there is one, is called with the records of the images, in a worker
-    thread, before a job is accepted; it raises `InvalidRequestError` for what `generate` could not do.
+    ran out of memory; where that one fails, so does the job, and the next one has it tried again.
+    `check(inputs, params)`, if there is one, is called with the records of the images, in a worker thread, before a job
+    is accepted; it raises `InvalidRequestError` for what `generate` could not do.
     """
 
     @property
@@ -145,9 +147,13 @@ class JobContext:
     def report(self, step: int, total: int, note: str = "", preview: bytes | None = None) -> None:
         """Tell that `step` of `total` is done; cheap, from any thread. Raises `JobCancelledError` once cancelled.
 
-        `preview` is an image file for people to look at meanwhile; above 64 KiB it is left out.
+        `preview` is an image file for people to look at meanwhile; above 64 KiB it is left out. Of `note` the first 200
+        characters are told, with blanks for those that can't be printed.
         """
         self.raise_if_cancelled()
+        note = note[:MAX_NOTE]
+        if not note.isprintable():
+            note = "".join(character if character.isprintable() else " " for character in note)
         self._tell((step, total, note, preview if preview is None or len(preview) <= MAX_PREVIEW else None))
 
     @property

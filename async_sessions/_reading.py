@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
@@ -21,11 +23,13 @@ from async_sessions._cache import ImageCache, name_of_rendition, view
 from async_sessions._codec import decode, encode
 from async_sessions._tasks import finish_in_thread
 from async_sessions.blobs.base import closing
-from async_sessions.errors import CorruptBlobError, ImageRejectedError
+from async_sessions.errors import CorruptBlobError, ImageRejectedError, InvalidOutputError
 from async_sessions.records import ImageRecord, Limits, OutputRecord
 from async_sessions.renditions import GREY, Colour, Fit, check_fit, draft_size, fit, fit_pixels
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     import numpy as np
     from anyio import CapacityLimiter
     from PIL import Image
@@ -206,11 +210,27 @@ class StoredImage:
 
 
 def measure(data: bytes | Path) -> tuple[str, int]:
-    """SHA-256 and size in bytes."""
+    """SHA-256 and size in bytes. `InvalidOutputError` for a path that does not name a file, as links don't."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest(), len(data)
-    with data.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    if not isinstance(data, Path):
+        raise InvalidOutputError(
+            f"An output is an image, the Path of a file, or bytes with their media type; not {type(data).__name__}."
+        )
+    try:
+        with _open_regular(data) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InvalidOutputError(
+            f"The output {data.name!r} can't be read: {why}. Let the pipeline put out the path of a file."
+        ) from error
+
+
+def _open_regular(path: Path) -> BufferedReader:
+    if not stat.S_ISREG(path.lstat().st_mode):  # opening a FIFO would wait for its writer, for ever
+        raise OSError(errno.EINVAL, "it is a link, a folder, a device or the like")
+    return path.open("rb")
 
 
 def _sha256(data: bytes) -> str:

@@ -156,11 +156,12 @@ class Run:
     async def _produce(self, entry: JobInfo, pipeline: Pipeline, lane: Lane) -> dict[str, OutputRecord]:
         self._stop_if_asked()
         session = await self._open()
-        if entry.retry == "out_of_memory":
+        again = entry.retry == "out_of_memory"
+        if again or entry.pipeline in lane.lost:
             async with self._turn(lane):
-                await lane.reload(entry.pipeline)
-        if entry.pipeline in lane.failures:
-            raise NotLoadedError from lane.failures[entry.pipeline]
+                if again or entry.pipeline in lane.lost:  # else another job had it loaded meanwhile
+                    await lane.reload(entry.pipeline)
+        _check_loaded(entry.pipeline, lane)
         inputs = {role: await session.read_record(record) for role, record in entry.inputs.items()}
         prepared: list[Any] = []
         produced: dict[str, Output] = {}
@@ -172,6 +173,7 @@ class Run:
             check(await run_in_worker(prepare))
             async with AsyncExitStack() as stack:
                 async with self._turn(lane):
+                    _check_loaded(entry.pipeline, lane)  # another job's reload may have failed since
 
                     def generate() -> None:
                         produced.update(pipeline.generate(prepared.pop(), entry.params, context))
@@ -287,3 +289,8 @@ class Run:
         if not self._told:
             self._told = isinstance(event, Succeeded | Failed | Cancelled)
             self._emit(event)
+
+
+def _check_loaded(pipeline: str, lane: Lane) -> None:
+    if pipeline in lane.failures:
+        raise NotLoadedError from lane.failures[pipeline]

@@ -112,11 +112,15 @@ class InvalidRequestError(DispatchError, ValueError):
     """The request does not fit its pipeline: a required image is missing, or a parameter is not accepted."""
 
 
+class InvalidOutputError(DispatchError, ValueError):
+    """What a pipeline put out can't be kept: there is nothing in it, or it is not what an output may be."""
+
+
 class QueueFullError(DispatchError):
     """The dispatcher, or the session, has as many jobs waiting as it may; try again later.
 
-    `position` is the one that the job would have had; `retry_after`, in seconds, is when a place may be free, as far as
-    that is known.
+    `position` is the one that the job would have had; `retry_after`, in seconds and at least 1, is when a place may be
+    free, as far as that is known.
     """
 
     def __init__(self, message: str, position: int, retry_after: float | None = None) -> None:

@@ -140,8 +140,16 @@ async def _stopped(run: Run, job_id: str, error: Exception) -> JobInfo | None:
             case "timeout":
                 _logger.warning("job %s took too long", job_id)
                 return await run.end("failed", error=TIMED_OUT)
-    _logger.warning("job %s failed", job_id, exc_info=error)
-    return await run.end("failed", error=job_error(error))
+    gone = False
+    try:
+        entry = await run.end("failed", error=job_error(error))
+        gone = entry is None
+    finally:
+        if gone:  # with its images: whatever was raised, nothing is wrong
+            _logger.info("job %s went with its session", job_id)
+        else:
+            _logger.warning("job %s failed", job_id, exc_info=error)
+    return entry
 
 
 async def give_back_job(job_id: str, *, store: SessionStore, owner: str) -> None:

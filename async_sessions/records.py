@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from async_sessions.errors import QuotaExceededError
+from async_sessions import _keys
+from async_sessions.errors import InvalidOutputError, QuotaExceededError
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 JobStatus: TypeAlias = Literal["queued", "preparing", "running", "succeeded", "failed", "cancelled"]
@@ -17,6 +19,11 @@ RetryReason: TypeAlias = Literal["interrupted", "out_of_memory"]
 
 JSON_DEPTH = 32
 KIB, MIB = 1024, 1024 * 1024
+MAX_MEDIA_TYPE: Final = 100  # characters
+
+# RFC 9110, section 8.3.1: what may stand in a header
+_WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+MEDIA_TYPE: Final = rf"""^{_WORD}/{_WORD}([ \t]*;[ \t]*{_WORD}=({_WORD}|"([^"\\\x00-\x1f\x7f-\U0010ffff])*"))*\Z"""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,6 +183,19 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any] = {}
     priority: int = 0
     idempotency_key: str | None = None
+
+
+def check_output(name: str, media_type: str) -> None:
+    """Raise `InvalidOutputError` unless `name` is well formed, as that of a slot is, and so is `media_type`."""
+    if not _keys.is_slot(name):
+        raise InvalidOutputError(
+            f"An output is named as a slot is: a letter, then up to 31 of a-z 0-9 _ -; not {str(name)[:40]!r}."
+        )
+    well_formed = isinstance(media_type, str) and len(media_type) <= MAX_MEDIA_TYPE
+    if not well_formed or re.search(MEDIA_TYPE, media_type) is None:
+        raise InvalidOutputError(
+            f"The media type of the output {name!r} is none: {str(media_type)[:40]!r}. Give one such as 'video/mp4'."
+        )
 
 
 def check_state(values: Mapping[str, JSON], limit: int) -> None:

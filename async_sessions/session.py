@@ -15,7 +15,7 @@ from async_sessions import _keys
 from async_sessions._ingest import ImageSource, ingest, pixels_of, png_of
 from async_sessions._life import Life
 from async_sessions._reading import StoredImage, measure
-from async_sessions.errors import CorruptBlobError, SessionNotFoundError, SlotEmptyError
+from async_sessions.errors import CorruptBlobError, InvalidOutputError, SessionNotFoundError, SlotEmptyError
 from async_sessions.records import (
     JSON,
     GenerationRequest,
@@ -23,6 +23,7 @@ from async_sessions.records import (
     JobInfo,
     OutputRecord,
     SessionInfo,
+    check_output,
     check_state,
 )
 from async_sessions.renditions import GREY, Colour, Fit
@@ -232,8 +233,10 @@ class Session:
     async def store_output(self, data: bytes | Path | Image.Image, *, name: str, media_type: str) -> OutputRecord:
         """Write a job's result; it belongs to the session once `edit_job` puts the record into the job's entry.
 
-        An image is stored as PNG, whatever `media_type` says. `ValueError` for an empty result.
+        An image is stored as PNG, whatever `media_type` says. `InvalidOutputError` for an empty one, a path that is not
+        that of a regular file, a `name` that no slot could have, a malformed `media_type`.
         """
+        check_output(name, media_type)
         context = self._context
         incarnation = (await self._life.read()).incarnation
         async with context.budget.lent(pixels_of(data)):
@@ -241,7 +244,7 @@ class Session:
                 data, media_type = await context.in_thread(partial(png_of, data, context.limits)), "image/png"
             digest, size = await context.in_thread(partial(measure, data))
             if not size:
-                raise ValueError(f"The output {name!r} is empty.")
+                raise InvalidOutputError(f"The output {name!r} is empty. Let the pipeline put out something.")
             blob = _keys.new_blob(incarnation, digest)
             await context.write(blob, data, size)
             context.writing([blob])  # for as long as a commit may take, which is to name it

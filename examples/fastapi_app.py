@@ -86,7 +86,7 @@ async def refused(request: Request, error: Exception) -> Response:
     if status is None:
         raise error
     reason, after = getattr(error, "reason", type(error).__name__), getattr(error, "retry_after", None)
-    headers = None if after is None else {"Retry-After": str(max(1, math.ceil(after)))}
+    headers = None if after is None else {"Retry-After": str(math.ceil(after))}
     status = 413 if reason == "too_many_bytes" else status
     return JSONResponse({"detail": str(error), "reason": reason}, status, headers)
 

@@ -254,8 +254,8 @@ async def test_people_find_their_files_in_a_bundle(session: Session, tmp_path: P
     await session.store_image(jpeg_with_exif(), "start")
     await finished_job(session)
     text = {"media_type": "text/plain"}
-    odd = {name: await session.store_output(name.encode(), name=name, **text) for name in ("../../x", "..:..:x", "Ü")}
-    await finished_job(session, 1, outputs=odd)
+    made = {name: await session.store_output(name.encode(), name=name, **text) for name in ("a", "a_-1")}
+    await finished_job(session, 1, outputs=made)
     await export_session(session, tmp_path / "session.zip", jobs=True)
 
     with zipfile.ZipFile(tmp_path / "session.zip") as archive:
@@ -265,9 +265,8 @@ async def test_people_find_their_files_in_a_bundle(session: Session, tmp_path: P
             "images/start.jpg",
             "jobs/0000000000000000/outputs/video.mp4",
             "jobs/0000000000000000/outputs/notes.txt",
-            "jobs/0000000000000001/outputs/------x.txt",
-            "jobs/0000000000000001/outputs/------x1.txt",
-            "jobs/0000000000000001/outputs/-.txt",
+            "jobs/0000000000000001/outputs/a.txt",
+            "jobs/0000000000000001/outputs/a_-1.txt",
         ]
         assert archive.read("images/start.jpg") == await session.retrieve_bytes("start")
         assert json.loads(archive.read("manifest.json"))["images"] == {"start": "images/start.jpg"}
@@ -279,6 +278,15 @@ async def test_people_find_their_files_in_a_bundle(session: Session, tmp_path: P
     async with open_store("memory://") as store:
         again = await import_session(store, tmp_path / "session.zip")
         assert essence(await again.info()) == essence(await session.info())
+
+
+async def test_no_name_that_a_job_holds_is_a_path_in_a_bundle(session: Session) -> None:
+    await session.store_image(jpeg_with_exif(), "start")
+    text = {"name": "text", "media_type": "text/plain"}
+    odd = {name: await session.store_output(name.encode(), **text) for name in ("../../x", "..:..:x", "Ü")}
+    await finished_job(session, outputs=odd)
+    with zipfile.ZipFile(io.BytesIO(await bundle_of(session, jobs=True))) as archive:
+        assert [name.rpartition("/")[2] for name in archive.namelist()[2:]] == ["------x.txt", "------x1.txt", "-.txt"]
 
 
 async def test_a_bundle_of_files_beyond_two_gigabytes_is_written_as_zip64(

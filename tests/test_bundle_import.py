@@ -347,6 +347,8 @@ NAMES = (
     ".start.png", "images/st\nart.png", "images/start.png\n", "manifest.json",
 )  # fmt: skip
 SLOTS = ("../start", "", "START", "x" * 33, "x" * 1_000_000, "start\n")
+OUTPUTS = ("../video", "", "Video", "vid\r\neo", "video\n", "x" * 1_000_000)
+MEDIA_TYPES = ("", "video", "video/mp4\r\nSet-Cookie: x", "video/mp4\n", "video/m p4", f"video/{'x' * 1_000_000}")
 JOBS = ("../x", "0" * 15, "0" * 32 + "." + "0" * 16, "0" * 16 + "\n")
 
 
@@ -360,6 +362,12 @@ def slotted(slot: str) -> bytes:
 
 def with_job(name: str) -> bytes:
     return red(manifest(jobs={name: job()["0" * 16]}))
+
+
+def with_output(key: str = "video", **changes: Any) -> bytes:
+    """With a job that made a film, called `key` in its entry."""
+    files = {"images/start.png": described(PNG), "film": described(b"film", **{"name": "video", **changes})}
+    return red(manifest(jobs=job(outputs={key: "film"}), files=files), ("film", b"film"))
 
 
 HOSTILE: dict[str, Callable[[], bytes]] = {
@@ -388,6 +396,10 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     **{f"the name {name!r}": partial(named, name) for name in NAMES},
     **{f"the slot {slot[:40]!r}": partial(slotted, slot) for slot in SLOTS},
     **{f"the job {name!r}": partial(with_job, name) for name in JOBS},
+    **{f"the output {name[:40]!r}": partial(with_output, name) for name in OUTPUTS},
+    **{f"the output's own name {name[:40]!r}": partial(with_output, name=name) for name in OUTPUTS},
+    "an output without a name of its own": lambda: with_output(name=None),
+    **{f"the media type {each[:40]!r}": partial(with_output, media_type=each) for each in MEDIA_TYPES},
     # sizes and digests
     "another digest": lambda: red(manifest(files={"images/start.png": described(PNG, digest="0" * 64)})),
     "a digest that is none": lambda: red(manifest(files={"images/start.png": described(PNG, digest="../x")})),
@@ -512,6 +524,8 @@ async def test_a_red_image_packed_by_hand_is_taken(session_store: SessionStore) 
     session = await import_session(session_store, packed)
     assert (await session.retrieve_image("start")).getpixel((0, 0)) == (255, 0, 0)
     assert (await session.info()).images["start"].source_name == "red.png"
+    session = await import_session(session_store, with_output(media_type="video/mp4"))
+    assert [list(entry.outputs) for entry in (await session.info()).jobs.values()] == [["video"]]
 
 
 async def test_a_store_takes_no_slots_state_or_images_beyond_its_own_limits() -> None:

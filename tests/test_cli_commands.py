@@ -270,6 +270,18 @@ def test_a_session_goes_out_and_comes_in_again(root: Path, session: Session, tmp
     assert images["start"].digest == on(root, open_by(session.key)).images["start"].digest
 
 
+def test_an_import_that_is_refused_makes_no_store(root: Path, session: Session, tmp_path: Path) -> None:
+    file, other = tmp_path / "session.zip", tmp_path / "other"
+    for data in (b"", b"no ZIP", Path(__file__).read_bytes(), b"PK\5\6" + bytes(18)):
+        file.write_bytes(data)
+        done = run("import", file, "--root", other)
+        assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert not other.exists()
+    os.unlink(file)
+    assert run("export", session.key, file, "--root", root).exit_code == 0
+    assert run("import", file, "--root", other).exit_code == 0
+
+
 def test_only_an_import_that_is_asked_for_it_shows_the_id(root: Path, session: Session, tmp_path: Path) -> None:
     file = tmp_path / "session.zip"
     assert json.loads(run("export", session.key, file, "--root", root, "--json").stdout)["file"] == str(file)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from async_sessions import JobFailedError, JobInfo, Session, SessionStore
 from async_sessions.jobs import Started
-from tests.faults import files_below
+from tests.clock import WallClock
+from tests.faults import files_below, keys_of
 from tests.steps import StepPipeline, local
 from tests.test_cli_commands import HOSTILE, command_line, contents, on, run
 
@@ -100,6 +101,39 @@ def test_a_job_whose_dispatcher_lives_says_so(root: Path) -> None:
         return done
 
     assert on(root, look).split()[-1] == "alive"
+
+
+def test_a_clock_that_is_ahead_of_the_apps_takes_no_living_run_for_lost(root: Path) -> None:
+    """As on another machine; what has not been renewed for long is gone at once."""
+    clock = WallClock()
+    clock.ahead = -timedelta(minutes=5)
+
+    async def look(store: SessionStore) -> tuple[str, str]:
+        session = await store.create_session()
+        async with local(store, [steps()], start_paused=True, lease=timedelta(seconds=0.6)) as dispatcher:
+            job = await submitted(dispatcher, session)
+            listed = await run_in_another_process("jobs", "ls", "--root", root)
+            return listed, await run_in_another_process("jobs", "show", job.id, "--root", root)
+
+    listed, shown = on(root, look, clock=clock)
+    assert listed.split()[-1] == "alive"
+    assert "alive" in shown
+
+
+def test_a_dispatcher_that_was_killed_is_gone_once_its_lease_lapsed(root: Path) -> None:
+    async def left(store: SessionStore) -> str:
+        session = await store.create_session()
+        async with local(store, [steps()], start_paused=True, lease=timedelta(seconds=0.1)) as dispatcher:
+            job = await submitted(dispatcher, session)
+            (key,) = await keys_of(store.blobs, "owners/")
+            lease = await store.blobs.get(key)
+        assert lease is not None
+        await store.blobs.put(key, lease.data)  # as it is after a `kill -9`
+        return job.id  # type: ignore[no-any-return]
+
+    job_id = on(root, left)
+    assert "gone" in run("jobs", "show", job_id, "--root", root).stdout
+    assert run("jobs", "ls", "--root", root).stdout.split()[-1] == "gone"
 
 
 async def run_in_another_process(*arguments: str | Path) -> str:

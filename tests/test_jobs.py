@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import socket
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -40,6 +44,9 @@ from async_sessions.jobs import (
 from async_sessions.testing.cancellation import Run, cancel_everywhere
 from tests.faults import FaultyBlobStore, keys_of
 from tests.steps import StepPipeline
+
+if TYPE_CHECKING:
+    from async_sessions.jobs import Output
 
 pytestmark = pytest.mark.anyio
 
@@ -158,6 +165,86 @@ async def test_outputs_that_are_none_fail_the_job(session_store: SessionStore, s
     assert done.status == "failed"
 
 
+@pytest.mark.parametrize(
+    ("name", "media_type", "sentence"),
+    [
+        ("Not A Name", "text/plain", "named as a slot is"),
+        ("a\r\nb", "text/plain", "named as a slot is"),
+        ("x" * 100_000, "text/plain", "named as a slot is"),
+        ("text", "", "media type"),
+        ("text", "plain", "media type"),
+        ("text", "text/plain\r\nSet-Cookie: a=b", "media type"),
+        ("text", "text/plain\n", "media type"),
+        ("text", "text/pl\x1b[2Jain", "media type"),
+        ("text", "text/pläin", "media type"),
+        ("text", "text/plain; charset", "media type"),
+        ("text", f"text/{'x' * 200}", "media type"),
+        ("text", None, "media type"),
+    ],
+)
+async def test_an_output_with_a_bad_name_or_media_type_fails_the_job_in_a_sentence(
+    session_store: SessionStore, session: Session, name: str, media_type: Any, sentence: str
+) -> None:
+    pipeline = StepPipeline()
+    pipeline.make = lambda params: {name: (b"done", media_type)}
+    entry = await accepted(session_store, session, pipeline)
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    assert done is not None
+    assert done.error is not None
+    assert done.error.kind == "InvalidOutputError"
+    assert sentence in done.error.message
+    assert done.error.message.isprintable()
+    assert len(done.error.message) < 300
+    assert await keys_of(session_store.blobs, "blobs/") == set()
+
+
+@pytest.mark.parametrize("media_type", ["text/plain; charset=utf-8", 'video/x-y.z+a ;codecs="a, b" ; n=1'])
+async def test_a_media_type_may_have_parameters(session_store: SessionStore, session: Session, media_type: str) -> None:
+    pipeline = StepPipeline()
+    pipeline.make = lambda params: {"text": (b"done", media_type)}
+    entry = await accepted(session_store, session, pipeline)
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    assert done is not None
+    assert done.outputs["text"].media_type == media_type
+
+
+def bound(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "a FIFO": os.mkfifo,
+    "a socket": bound,
+    "a folder": Path.mkdir,
+    "a link to a file": lambda path: path.symlink_to(__file__),
+    "nothing": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("made", NO_FILES.values(), ids=NO_FILES)
+async def test_an_output_that_is_no_file_fails_the_job_and_is_left_where_it_is(
+    session_store: SessionStore, session: Session, tmp_path: Path, made: Callable[[Path], object]
+) -> None:
+    pipeline, path = StepPipeline(), tmp_path / "film.mp4"
+    there: list[bool] = []
+
+    def make(params: Any) -> dict[str, Output]:
+        made(path)
+        there.append(os.path.lexists(path))
+        return {"video": path}
+
+    pipeline.make = make
+    entry = await accepted(session_store, session, pipeline)
+    done = await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None)
+    assert done is not None
+    assert done.error is not None
+    assert done.error.kind == "InvalidOutputError"
+    assert "'film.mp4'" in done.error.message
+    assert "Let the pipeline put out the path of a file." in done.error.message
+    assert [os.path.lexists(path)] == there
+
+
 async def test_a_pipeline_that_cant_be_loaded_fails_its_jobs_with_the_reason(
     session_store: SessionStore, session: Session
 ) -> None:
@@ -254,6 +341,37 @@ async def test_a_job_whose_session_is_gone_counts_as_cancelled(session_store: Se
     assert await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=events.append) is None
     assert [type(event) for event in events] == [Cancelled]
     assert pipeline.ran == []
+
+
+async def test_a_session_that_is_deleted_while_its_job_is_prepared_is_no_error(
+    session_store: SessionStore, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    preparing, go_on = anyio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    class Late(StepPipeline):
+        def prepare(self, inputs: Any, params: Any) -> Any:
+            loop.call_soon_threadsafe(preparing.set)
+            assert go_on.wait(30)
+            return super().prepare(inputs, params)
+
+    pipeline = Late(start=True)
+    await session.store_image(RED, "start")
+    entry = await accepted(session_store, session, pipeline)
+    events: list[JobEvent] = []
+    async with anyio.create_task_group() as group:
+
+        async def run() -> None:
+            assert await run_job(entry.id, store=session_store, pipelines=[pipeline], emit=events.append) is None
+
+        group.start_soon(run)
+        await preparing.wait()
+        await session.delete()
+        go_on.set()
+    assert [type(event) for event in events] == [Cancelled]
+    assert pipeline.ran == []
+    assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == []
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("native", [True, False], ids=["task.cancel", "anyio scope"])
@@ -441,6 +559,20 @@ def test_a_context_raises_once_its_job_is_cancelled() -> None:
     flag.set()
     with pytest.raises(JobCancelledError):
         context.report(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("note", "kept"),
+    [
+        ("step 1: Schön 🦊", "step 1: Schön 🦊"),
+        ("x" * 1_000_000, "x" * 200),
+        ("a\r\nb\x1b[2J\u202ec\ud800", "a  b [2J c "),
+    ],
+)
+def test_a_note_is_short_and_holds_nothing_that_a_terminal_would_obey(note: str, kept: str) -> None:
+    told: list[Any] = []
+    JobContext("job", 1, "cpu", tell=told.append).report(1, 2, note)
+    assert told == [(1, 2, kept, None)]
 
 
 async def test_a_lane_goes_on_after_a_call_that_raised() -> None:

@@ -52,6 +52,29 @@ async def test_the_jobs_of_a_dispatcher_whose_lease_lapsed_are_taken_over_and_ru
     assert await keys_of(session_store.blobs, "queue/") == set()
 
 
+async def test_what_a_dispatcher_left_waiting_is_taken_in_without_a_warning(
+    session_store: SessionStore, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every restart of an app does it; that a process died with a job under way is worth one."""
+    async with local(session_store, [StepPipeline()]) as dispatcher:
+        running = await dispatcher.submit(await session.generation_request("steps", slots=(), params={"endless": True}))
+        await on_device(running)
+        dispatcher.pause()
+        waiting = await dispatcher.submit(await session.generation_request("steps", slots=()))
+    pipeline = StepPipeline()
+    pipeline.endless = False
+    async with local(session_store, [pipeline]) as dispatcher:
+        for job in (running, waiting):
+            await (await dispatcher.job(session, job.id)).result()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+    interrupted = await left_behind(session_store, session, status="running", attempt=1)
+    async with local(session_store, [pipeline]) as dispatcher:
+        await (await dispatcher.job(session, interrupted.id)).result()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert interrupted.id in warning
+    assert "interrupted" in warning
+
+
 async def test_jobs_are_taken_over_in_the_order_in_which_they_were_submitted(
     session_store: SessionStore, session: Session, frozen_clock: FrozenClock
 ) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio.lowlevel
 import httpx
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -307,7 +308,8 @@ FILM = bytes(range(256)) * 8
 
 async def finished(session: Session, media_type: str = "video/mp4") -> tuple[str, OutputRecord]:
     """A job of `session` that made FILM, and its record."""
-    film = await session.store_output(FILM, name="film", media_type=media_type)
+    film = await session.store_output(FILM, name="film", media_type="video/mp4")
+    film = replace(film, media_type=media_type)  # whatever an entry holds
     job = finished_job(session.key, datetime.now(UTC), {}, {"film": film})
     await session.edit_job(job.id, lambda _: job)
     return job.id, film

@@ -10,8 +10,26 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from async_sessions import JobCancelledError, JobFailedError, MemoryBlobStore, Session, SessionStore, open_store
-from async_sessions.jobs import Cancelled, JobContext, Progress, Queued, Started, Succeeded, event_order
+from async_sessions import (
+    JobCancelledError,
+    JobFailedError,
+    JobInfo,
+    MemoryBlobStore,
+    Session,
+    SessionStore,
+    open_store,
+)
+from async_sessions.jobs import (
+    Cancelled,
+    JobContext,
+    Lane,
+    Progress,
+    Queued,
+    Started,
+    Succeeded,
+    event_order,
+    run_job,
+)
 from async_sessions.testing.faults import Operation, WrappedBlobStore
 from async_sessions.testing.pipeline import OutOfMemoryError
 from tests.following import Gate, HeldPipeline, collected, submit, until
@@ -274,6 +292,68 @@ async def test_a_pipeline_that_can_not_be_loaded_again_fails_its_jobs_and_no_oth
         assert await failure(await submit(dispatcher, session)) == "OSError"
         await (await submit(dispatcher, session, "other")).result()
     assert [what for what, _ in pipeline.calls] == ["load", "prepare", "generate", "release", "load"]
+
+
+async def test_a_pipeline_that_could_not_be_loaded_again_is_loaded_for_the_next_job(
+    session_store: SessionStore, session: Session
+) -> None:
+    pipeline = StepPipeline()
+    full: list[Exception] = [OutOfMemoryError(), OutOfMemoryError()]  # the device, for the run and for the load
+
+    def fill(_: object) -> None:
+        if len(full) == 2:
+            pipeline.on_load = fill
+        if full:
+            raise full.pop()
+
+    pipeline.before_generate = fill
+    async with local(session_store, [pipeline]) as dispatcher:
+        assert await failure(await submit(dispatcher, session, label="greedy")) == "OutOfMemoryError"
+        for label in "ab":
+            await (await submit(dispatcher, session, label=label)).result()
+    assert pipeline.ran == ["greedy", "a", "b"]
+    calls = [what for what, _ in pipeline.calls if what in ("load", "release")]
+    assert calls == ["load", "release", "load", "load", "release"]
+
+
+async def test_a_job_never_runs_on_a_pipeline_that_was_not_loaded_again(
+    session_store: SessionStore, session: Session
+) -> None:
+    """One that shares its lane with a job that is tried again, and was prepared while that had it loaded."""
+    pipeline = HeldPipeline()
+    pipeline.let_go("again", "beside")
+    request = await session.generation_request("steps", slots=(), params={"label": "again"})
+    again = pipeline.spec.entry(request, f"{session.key}.{1:016x}", "tests", session_store.clock())
+    again = replace(again, retry="out_of_memory")
+    request = replace(request, params={"label": "beside"})
+    beside = pipeline.spec.entry(request, f"{session.key}.{2:016x}", "tests", session_store.clock())
+    await session.edit_job(again.id, lambda _: again)
+    await session.edit_job(beside.id, lambda _: beside)
+    done: dict[str, str] = {}
+
+    async with Lane("cpu", {"steps": pipeline}) as lane, anyio.create_task_group() as group:
+        await lane.load()
+
+        def full(device: str) -> None:
+            raise OutOfMemoryError
+
+        pipeline.on_load = full
+
+        async def run(entry: JobInfo) -> None:
+            ended = await run_job(
+                entry.id, store=session_store, pipelines=[pipeline], emit=lambda event: None, lane=lane
+            )
+            assert ended is not None
+            assert ended.error is not None
+            done[entry.params["label"]] = ended.error.kind
+
+        async with lane.turn:
+            group.start_soon(run, again)
+            await anyio.wait_all_tasks_blocked()  # it waits to have the pipeline loaded
+            group.start_soon(run, beside)
+            await pipeline.begun("prepare beside")
+    assert done == {"again": "OutOfMemoryError", "beside": "OutOfMemoryError"}
+    assert pipeline.ran == []
 
 
 # --- a storage that misbehaves

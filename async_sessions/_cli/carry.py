@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import anyio
 import typer
 from rich.filesize import decimal
 
+from async_sessions._bundle import Bundle
 from async_sessions._cli.options import DEFAULT_ROOT, AsJson, Key, Root, on_store
 from async_sessions._cli.terminal import Output, fail, progress
-from async_sessions.bundle import export_session, import_session
+from async_sessions._spool import opened
+from async_sessions.bundle import MAX_BYTES, MAX_FILES, export_session, import_session
 
 if TYPE_CHECKING:
     from async_sessions.session import Session
@@ -63,11 +67,15 @@ def import_(
     if not os.path.isfile(file):
         fail(f"There is no file {file}.")
 
+    async def look() -> None:
+        async with opened(file, MAX_BYTES) as bundle:
+            await anyio.to_thread.run_sync(partial(Bundle, bundle, max_files=MAX_FILES))
+
     async def read(store: SessionStore) -> Session:
         return await import_session(store, file)
 
     with progress("importing"):
-        session, _ = on_store(root, read, create=True)
+        session, _ = on_store(root, read, create=True, before=look)
     known = {"session": session.key}
     if show_id and session.id is not None:
         known["id"] = session.id

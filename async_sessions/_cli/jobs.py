@@ -6,6 +6,7 @@ import secrets
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
+import anyio
 import msgspec
 import typer
 from rich.filesize import decimal
@@ -15,6 +16,7 @@ from async_sessions._cli.options import DEFAULT_ROOT, AsJson, Root, on_store
 from async_sessions._cli.terminal import PROBLEMS, Output, age, at, plain
 from async_sessions.dispatch._job import LocalJob
 from async_sessions.dispatch._lease import lives
+from async_sessions.errors import StorageError
 from async_sessions.jobs import Failed, Started, Succeeded, accept_job, cancel_job, repeated
 from async_sessions.records import JobInfo
 
@@ -60,7 +62,10 @@ def ls(
     session: Annotated[str | None, typer.Option(metavar="KEY", help="Only those of one session.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the jobs that are not over, the oldest first. A session that can't be read is exit code 1."""
+    """List the jobs that are not over, the oldest first. A session that can't be read is exit code 1.
+
+    An owner whose lease lapsed a short while ago is watched for some seconds: its clock may be behind.
+    """
 
     async def rows(store: SessionStore) -> tuple[datetime, list[Row]]:
         if session is None:
@@ -68,8 +73,7 @@ def ls(
         else:
             infos = [await (await store.open_by_key(session)).info()]
         found = [job for info in infos for job in info.jobs.values() if everything or job.unfinished]
-        owners = {job.owner for job in found if job.unfinished}
-        living = {owner: await lives(owner, store) for owner in owners}
+        living = await living_of({job.owner for job in found if job.unfinished}, store)
         return store.clock(), [row_of(job, living) for job in sorted(found, key=lambda job: job.submitted_at)]
 
     (now, found), heard = on_store(root, rows, ttl=_LOOKING)
@@ -81,6 +85,25 @@ def ls(
     Output(stderr=True).pairs(("left out", plain(line)) for line in heard)
     if heard:
         raise typer.Exit(PROBLEMS)
+
+
+async def living_of(owners: Iterable[str], store: SessionStore) -> dict[str, bool]:
+    """Which of them live; looked at together, since a look at one may take seconds."""
+    living: dict[str, bool] = {}
+    failures: list[StorageError] = []  # which a group would wrap in another
+
+    async def look(owner: str) -> None:
+        try:
+            living[owner] = await lives(owner, store)
+        except StorageError as error:
+            failures.append(error)
+
+    async with anyio.create_task_group() as group:
+        for owner in owners:
+            group.start_soon(look, owner)
+    for failure in failures:
+        raise failure
+    return living
 
 
 def row_of(job: JobInfo, living: dict[str, bool]) -> Row:
@@ -168,9 +191,9 @@ def retry(job_id: JobId, root: Root = DEFAULT_ROOT, follow: Follow = False, as_j
 
 
 async def prospect(store: SessionStore) -> str:
-    async for blob in store.blobs.list(_keys.OWNERS):
-        if await lives(_keys.owner_of_lease(blob.key), store):
-            return "queued; a running app that has the pipeline takes it over within seconds"
+    owners = [_keys.owner_of_lease(blob.key) async for blob in store.blobs.list(_keys.OWNERS)]
+    if any((await living_of(owners, store)).values()):
+        return "queued; a running app that has the pipeline takes it over within seconds"
     return "queued; no app runs on this store, and it waits for the next one"
 
 

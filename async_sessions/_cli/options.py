@@ -77,18 +77,25 @@ def period(**units: float) -> timedelta:
 
 
 def on_store(
-    root: str, work: Callable[[SessionStore], Awaitable[T]], *, create: bool = False, **options: Any
+    root: str,
+    work: Callable[[SessionStore], Awaitable[T]],
+    *,
+    create: bool = False,
+    before: Callable[[], Awaitable[None]] | None = None,
+    **options: Any,
 ) -> tuple[T, list[str]]:
     """What `work` returns of the store at `root`, which is neither swept nor touched, and what was logged meanwhile.
 
     The errors that are left to a user end here, in a sentence. Without `create` nothing is made where there is no
-    store.
+    store, and neither is where `before`, which is called first, raises.
     """
     store = _store_at(root, create, options)
     opened = False
 
     async def visit() -> T:
         nonlocal opened
+        if before is not None:
+            await before()
         async with store:
             opened = True
             return await work(store)

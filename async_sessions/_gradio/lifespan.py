@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -18,7 +19,7 @@ from async_sessions.errors import AsyncSessionsError, StorageError, StoreClosedE
 if TYPE_CHECKING:
     from types import FrameType
 
-LEAVE_WITHIN: float = 30.0  # seconds that a stopping app waits for what is in flight
+LEAVE_WITHIN: float = 30.0  # seconds that a stopping app waits for what is in flight, beside the jobs that run
 _START_WITHIN = 3.0  # seconds; Gradio gives up on an app that takes more than 5 to start
 
 _logger = logging.getLogger("async_sessions")
@@ -64,10 +65,12 @@ class Held:
         if self._task is not None:
             await asyncio.wait({self._task})
 
-    def close_from_thread(self, timeout: float = LEAVE_WITHIN) -> None:
-        """`close`, from outside the loop, if that still runs."""
+    def close_from_thread(self) -> None:
+        """`close`, from outside the loop, if that still runs; `LEAVE_WITHIN` more than the `drain_timeout`s at most."""
         if self._task is None or not (loop := self._task.get_loop()).is_running():
             return
+        draining = (getattr(each, "drain_timeout", timedelta()) for each in self._managers)
+        timeout = LEAVE_WITHIN + sum(draining, timedelta()).total_seconds()
         try:
             asyncio.run_coroutine_threadsafe(self.close(), loop).result(timeout)
         except TimeoutError:

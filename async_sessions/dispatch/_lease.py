@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from async_sessions.store import SessionStore
 
 UNCLAIMED: Final = timedelta(days=1)  # after its acceptance a job ends whose pipeline no living dispatcher has
+SKEW: Final = timedelta(minutes=15)  # between two machines' clocks; S3 refuses requests beyond it
+WATCHED: Final = 10.0  # seconds for which one look at a lease lasts at most
+LOOK_INTERVAL: Final = 0.25  # seconds between two looks at a lease that is watched
 AWAY: Final = timedelta(hours=1)  # for which a dispatcher may be gone before that happens to what it had
 
 _logger = logging.getLogger("async_sessions")
@@ -139,7 +142,10 @@ class Owner:
         if entry is None or self._holds(entry.id):
             return
         if entry.status == "queued" and entry.owner == self.name:
-            _logger.warning("job %s is taken over: nobody looked after it any more", entry.id)
+            if seen.under_way:
+                _logger.warning("job %s was interrupted and is tried again, alone", entry.id)
+            else:
+                _logger.info("job %s, which its dispatcher left waiting, is taken over", entry.id)
             self._adopt(entry)
         elif not entry.unfinished:
             _logger.warning("job %s is over, %s: nobody looked after it any more", entry.id, entry.status)
@@ -163,9 +169,25 @@ class Owner:
 
 
 async def lives(owner: str, store: SessionStore) -> bool:
-    """Whether the dispatcher of that name still looks after its jobs, as far as one look, and the clock, can tell."""
-    found = await _read(owner, store)
-    return found is not None and found[0].expires_at >= store.clock()
+    """Whether the dispatcher of that name still looks after its jobs, as far as can be told within seconds.
+
+    Its clock may be behind ours: a lease that lapsed a short while ago is watched for half the time that it lasts,
+    `WATCHED` seconds at most, and a dispatcher that renews it lives.
+    """
+    if (found := await _read(owner, store)) is None:
+        return False
+    lease, version = found
+    late = store.clock() - lease.expires_at
+    if late <= timedelta(0) or late > SKEW:
+        return late <= timedelta(0)
+    give_up = anyio.current_time() + min(lease.seconds / 2, WATCHED)
+    while anyio.current_time() < give_up:
+        await anyio.sleep(LOOK_INTERVAL)
+        if (again := await _read(owner, store)) is None:
+            return False
+        if again[1] != version:
+            return True
+    return False
 
 
 async def _read(owner: str, store: SessionStore) -> tuple[_Lease, str] | None:

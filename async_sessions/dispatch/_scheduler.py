@@ -107,16 +107,20 @@ class Scheduler:
             self.wake()
 
     def wake(self) -> None:
-        """Something has changed: tell positions, and let the lanes look again."""
+        """Something has changed: tell positions, and let the lanes look again.
+
+        A few microseconds for each job that waits, on the loop, at every change: see `max_queued`.
+        """
         ahead: Counter[str] = Counter()
         now = self._store.clock()
         etas = {kind: self._time_left(kind) for kind in self._lanes}
+        paces = {pipeline: self._paces.expected(pipeline) for pipeline in self._pipelines}
         ready = [job for job in self._under_way if job.on_device is None]
         for job in (*ready, *self._line.order()):
             ahead[job.kind] += 1
             eta = etas[job.kind]
             job.move(ahead[job.kind], eta, now)
-            expected = self._paces.expected(job.entry.pipeline)
+            expected = paces[job.entry.pipeline]
             etas[job.kind] = None if eta is None or expected is None else eta + expected / self._lanes[job.kind]
         self._notify()
 
@@ -125,9 +129,9 @@ class Scheduler:
         self._changed = anyio.Event()
 
     def retry_after(self) -> float | None:
-        """Seconds until one of the jobs that wait may be begun, as far as that is known."""
+        """Seconds, at least 1, until one of the jobs that wait may be begun, as far as that is known."""
         known = [left for kind in self._lanes if (left := self._time_left(kind)) is not None]
-        return min(known, default=None)
+        return max(1.0, min(known)) if known else None
 
     async def work(self, device: str) -> None:
         """Load what runs on `device`, and run jobs on it until cancelled: one on the device, one that is made ready."""

@@ -54,7 +54,8 @@ class LocalDispatcher(AsyncContextManagerMixin):
     Jobs run by priority, the higher first; within one the sessions take turns. While a device works, the images of its
     next job are read and prepared: of one job per device, and no more than `max_prepared_bytes` of decoded images in
     all, or one job. At most `max_queued` jobs wait, `max_queued_per_session` of a session, of which at most
-    `max_running_per_session` are under way at a time. With `start_paused` they wait until `resume()`.
+    `max_running_per_session` are under way at a time. With `start_paused` they wait until `resume()`. Each that waits
+    is told its new place at every change, which takes the event loop 2 to 5 µs: keep `max_queued` below 2,000.
 
     Leaving takes no more jobs, lets those on a device go on for `drain_timeout`, stops them at their next report and
     waits for that. Whatever is not over by then waits, at no cost, for the next dispatcher of this store. So does what
@@ -111,7 +112,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
         self._max_attempts = max_attempts
         self._start_paused = start_paused
         self._lease = lease
-        self._drain_timeout = drain_timeout
+        self.drain_timeout = drain_timeout  # whoever ends the process has to wait for so long
         self._hard_exit = hard_exit
         self._open = False
 
@@ -151,7 +152,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
                         try:
                             yield self
                             self._open = False
-                            await self._scheduler.drain(self._drain_timeout.total_seconds())
+                            await self._scheduler.drain(self.drain_timeout.total_seconds())
                         except Exception as error:  # noqa: BLE001 - the caller's own, which a group would wrap
                             failure = error
                         finally:
@@ -241,7 +242,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
         elif waiting < self._max_queued:
             return
         after = self._scheduler.retry_after()
-        when = "in a while" if after is None else f"in {max(1, round(after))} s"
+        when = "in a while" if after is None else f"in {round(after)} s"
         raise QueueFullError(f"{waiting} jobs{whose} are waiting already; try again {when}.", waiting + 1, after)
 
     async def _accept(self, session: Session, entry: JobInfo, arrival: int) -> None:
