@@ -45,15 +45,15 @@ def part(demo: gr.Blocks, name: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("model", "start", "end", "largest"),
+    ("model", "start", "end", "largest", "said"),
     [
-        ("t2v-A14B", False, False, 1280 * 720),
-        ("i2v-A14B", True, True, 1280 * 720),
-        ("ti2v-5B", True, False, 1280 * 704),
+        ("t2v-A14B", False, False, 1280 * 720, "takes no image"),
+        ("i2v-A14B", True, True, 1280 * 720, "Needs a start image"),
+        ("ti2v-5B", True, False, 1280 * 704, "takes no end image, which it would ignore; one that you gave is kept"),
     ],
 )
 async def test_a_model_shows_the_images_and_sizes_that_it_takes(
-    built: tuple[gr.Blocks, GradioSessions], model: str, start: bool, end: bool, largest: int
+    built: tuple[gr.Blocks, GradioSessions], model: str, start: bool, end: bool, largest: int, said: str
 ) -> None:
     demo, _ = built
     page = Page(demo, {})
@@ -61,6 +61,8 @@ async def test_a_model_shows_the_images_and_sizes_that_it_takes(
     await page.enter(part(demo, "model"), model)
     assert page.props[part(demo, "start")._id]["visible"] is start
     assert page.props[part(demo, "end")._id]["visible"] is end
+    assert said in page.props[part(demo, "model")._id]["info"]
+    assert ("optional" in page.props[part(demo, "start")._id]["label"]) is (model == "ti2v-5B")
     sizes = dict(page.props[part(demo, "resolution")._id]["choices"])
     assert max(sizes.values()) == largest
     assert page.shows(part(demo, "resolution")) in sizes.values()
@@ -96,6 +98,7 @@ async def test_a_model_that_is_there_takes_the_place_of_its_preview(
     photo.write_bytes(rgba_png(64, 48))
     page = Page(demo, {})
     assert page.shows(part(demo, "model")) == "i2v-A14B"
+    assert page.shows(part(demo, "frames")) == 81  # the model's own
     async with sessions.launch_options()["app_kwargs"]["lifespan"](None):
         for slot in ("start", "end"):
             page.values[part(demo, slot)._id] = {"path": str(photo), "orig_name": "photo.png"}

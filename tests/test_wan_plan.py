@@ -159,7 +159,9 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path: Path) -> None:
 
 def weights(path: Path, values: int = 3) -> None:
     """A safetensors file of that many bytes."""
-    header = json.dumps({"__metadata__": {"format": "pt"}, "w": {"dtype": "U8", "shape": [values], "data_offsets": [0, values]}})
+    header = json.dumps(
+        {"__metadata__": {"format": "pt"}, "w": {"dtype": "U8", "shape": [values], "data_offsets": [0, values]}}
+    )
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(values))
     (path.parent / "config.json").write_text("{}")
