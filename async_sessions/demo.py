@@ -110,8 +110,9 @@ def _start(model: WanModel) -> str:
 def _generate_tab(sessions: GradioSessions, default: WanModel, num_frames: int) -> None:
     with gr.Row():
         with gr.Column():
-            model = gr.Radio(list(MODELS), value=default.name, label="Model", info=takes(default), elem_id="model")
+            model = gr.Radio(list(MODELS), value=default.name, label="Model", elem_id="model")
             prompt = gr.Textbox(label="Prompt", lines=2, placeholder="What happens in the video?", elem_id="prompt")
+            images = gr.Markdown(takes(default), elem_id="images")
             with gr.Row():
                 start = gr.Image(label=_start(default), elem_id="start", visible="start" in default.slots, **IMAGE)
                 end = gr.Image(label="End image (optional)", elem_id="end", visible="end" in default.slots, **IMAGE)
@@ -128,17 +129,17 @@ def _generate_tab(sessions: GradioSessions, default: WanModel, num_frames: int) 
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
         with gr.Column():
             video = gr.Video(label="Video", interactive=False, height=420, elem_id="video")
-            progress = gr.HTML(elem_id="progress")
-            with gr.Row():
+            with gr.Row():  # above what grows
                 generate = gr.Button("Generate", variant="primary", elem_id="generate")
                 cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
+            progress = gr.HTML(elem_id="progress")
 
     def for_model(name: str, area: int) -> list[Any]:
         chosen = MODELS.get(name, default)
         choices = resolutions(chosen)
         value: dict[str, Any] = {} if area in dict(choices).values() else {"value": choices[1][1]}
         return [
-            gr.update(info=takes(chosen)),
+            takes(chosen),
             gr.update(visible="start" in chosen.slots, label=_start(chosen)),
             gr.update(visible="end" in chosen.slots),
             gr.update(choices=choices, **value),
@@ -160,7 +161,7 @@ def _generate_tab(sessions: GradioSessions, default: WanModel, num_frames: int) 
     model.change(
         for_model,
         [model, resolution],
-        [model, start, end, resolution],
+        [images, start, end, resolution],
         preprocess=False,
         show_progress="hidden",
         api_visibility="private",

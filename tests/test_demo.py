@@ -61,7 +61,7 @@ async def test_a_model_shows_the_images_and_sizes_that_it_takes(
     await page.enter(part(demo, "model"), model)
     assert page.props[part(demo, "start")._id]["visible"] is start
     assert page.props[part(demo, "end")._id]["visible"] is end
-    assert said in page.props[part(demo, "model")._id]["info"]
+    assert said in page.shows(part(demo, "images"))
     assert ("optional" in page.props[part(demo, "start")._id]["label"]) is (model == "ti2v-5B")
     sizes = dict(page.props[part(demo, "resolution")._id]["choices"])
     assert max(sizes.values()) == largest
