@@ -110,7 +110,7 @@ class LoadedWan:
                 output_type="pt",
                 callback_on_step_end=after_step,
             )
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it goes on
             # Without the frames that it came through, but for their text: what is in them would fill the memory for as
             # long as somebody looks at the error and, since they refer to each other, on until a collection.
             error.add_note("".join(traceback.format_exception(error)).rstrip())
