@@ -86,6 +86,42 @@ async def test_every_model_makes_a_video_at_its_own_speed(built: tuple[gr.Blocks
                 assert (stream.average_rate, stream.frames) == (model.fps, 17)
 
 
+@pytest.mark.parametrize(
+    ("control", "value", "said"),
+    [
+        ("model", ["i2v-A14B"], "no pipeline"),
+        ("model", {"a": 1}, "no pipeline"),
+        ("frames", float("nan"), "NaN and infinity are not JSON"),
+        ("frames", -4, "num_frames must be"),
+        ("frames", 10**15 + 1, "num_frames must be"),
+        ("steps", -1, "steps must be"),
+        ("steps", [5], "steps must be"),
+        ("seed", "7", "seed must be"),
+        ("resolution", 10**12, "area must be"),
+        ("resolution", {"path": "/etc/passwd"}, "area must be"),
+        ("prompt", {"a": 1}, "prompt must be text"),
+        ("prompt", "\ud800", "not JSON"),
+        ("prompt", "a" * 2**20, "may take 65536 bytes"),
+    ],
+)
+async def test_what_a_forged_page_sends_starts_nothing_and_is_told_in_a_sentence(
+    blockbuster: BlockBuster, tiny_wan: Mapping[str, Path], control: str, value: Any, said: str
+) -> None:
+    blockbuster.deactivate()
+    wan = WanPipeline(tiny_wan["t2v-A14B"], "t2v-A14B", device="cpu")
+    store = open_store("memory://", cleanup_interval=None)
+    demo, sessions = build_demo(store, wan=wan)
+    blockbuster.activate()
+    async with sessions.launch_options()["app_kwargs"]["lifespan"](None):
+        page = Page(demo, {})
+        page.values[part(demo, control)._id] = value
+        with pytest.warns(UserWarning, match="The run was not started") as warned:
+            await page.fire(part(demo, "generate"), "click")
+        assert said in str(warned[0].message)
+        assert "Not started" in page.shows(part(demo, "progress"))
+        assert [info async for info in store.sessions()] == []
+
+
 async def test_a_model_that_is_there_takes_the_place_of_its_preview(
     blockbuster: BlockBuster, tiny_wan: Mapping[str, Path], cache: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -82,6 +83,11 @@ def test_the_better_of_two_roundings_is_taken(area: int) -> None:
         ({"num_frames": 10**9}, "from 1 to 481"),
         ({"num_frames": "81"}, "whole number from 1 to 481, not '81'"),
         ({"num_frames": True}, "whole number"),
+        ({"num_frames": math.nan}, "whole number from 1 to 481, not nan"),
+        ({"num_frames": math.inf}, "whole number from 1 to 481, not inf"),
+        ({"shift": math.nan}, "shift must be a number from 0.01 to 100, not nan"),
+        ({"guidance_scale": math.inf}, "guidance_scale must be a number from 0 to 30, not inf"),
+        ({"steps": -1}, "steps must be a whole number from 1 to 200, not -1"),
         ({"num_frames": 1}, "5 or more where there is an end image"),
         ({"width": 832}, "width and height go together"),
         ({"width": 830, "height": 480}, "multiple of 16 for i2v-A14B, such as 816 or 832, not 830"),
