@@ -107,6 +107,10 @@ def _start(model: WanModel) -> str:
     return "Start image" if model.slots.get("start", True) else "Start image (optional)"
 
 
+def _shape(model: WanModel) -> str:
+    return "The video takes the shape of the start image." if "start" in model.slots else "About as many pixels."
+
+
 def _generate_tab(sessions: GradioSessions, default: WanModel, num_frames: int) -> None:
     with gr.Row():
         with gr.Column():
@@ -120,7 +124,7 @@ def _generate_tab(sessions: GradioSessions, default: WanModel, num_frames: int) 
                 resolutions(default),
                 value=resolutions(default)[1][1],
                 label="Resolution",
-                info="The video takes the shape of the start image.",
+                info=_shape(default),
                 elem_id="resolution",
             )
             with gr.Row():
@@ -142,7 +146,7 @@ def _generate_tab(sessions: GradioSessions, default: WanModel, num_frames: int) 
             takes(chosen),
             gr.update(visible="start" in chosen.slots, label=_start(chosen)),
             gr.update(visible="end" in chosen.slots),
-            gr.update(choices=choices, **value),
+            gr.update(choices=choices, info=_shape(chosen), **value),
         ]
 
     sessions.bind(

@@ -62,6 +62,8 @@ async def test_a_model_shows_the_images_and_sizes_that_it_takes(
     assert page.props[part(demo, "start")._id]["visible"] is start
     assert page.props[part(demo, "end")._id]["visible"] is end
     assert said in page.shows(part(demo, "images"))
+    shape = page.props[part(demo, "resolution")._id]["info"]
+    assert ("shape of the start image" in shape) is start
     assert ("optional" in page.props[part(demo, "start")._id]["label"]) is (model == "ti2v-5B")
     sizes = dict(page.props[part(demo, "resolution")._id]["choices"])
     assert max(sizes.values()) == largest
