@@ -99,7 +99,7 @@ def taken_over(
     if not entry.under_way:
         return None if entry.owner == owner else replace(entry, owner=owner)
     if (times := entry.attempt - entry.excused) >= max_attempts:
-        message = f"The server stopped {times} times while it ran this job; it is not tried again."
+        message = f"The server stopped {times} times while it was at this job; it is not tried again."
         return _over(entry, "failed", now, error=JobError("abandoned", message))
     return replace(entry, owner=owner, status="queued", started_at=None, retry="interrupted")
 

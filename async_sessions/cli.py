@@ -20,7 +20,8 @@ from async_sessions._cli.look import ls, show, stats
 from async_sessions._cli.options import parse_period, period
 from async_sessions._cli.terminal import fail
 from async_sessions.errors import ModelError, StorageError
-from async_sessions.pipelines._wan import MODELS, expect_model, model_in
+from async_sessions.pipelines._folder import expect_model, model_in
+from async_sessions.pipelines._wan import MODELS
 from async_sessions.store import SessionStore, open_store
 
 WAN_NEEDS: Final = dict.fromkeys(("accelerate", "diffusers", "ftfy", "torch", "transformers"), "wan")

@@ -31,7 +31,7 @@ IMAGE: Final[dict[str, Any]] = {
     "sources": ["upload", "clipboard"],
 }
 DRAIN_TIMEOUT: Final = timedelta(seconds=3)  # a run goes on with the next start, so nobody waits long for its end
-FRAMES: Final = 49  # about three seconds of video, made in a few seconds on two cores
+FRAMES: Final = 49  # of the preview: about three seconds of video, made in a few seconds on two cores
 
 INTRODUCTION: Final = """
 # async_sessions
@@ -62,7 +62,10 @@ def build_demo(
         gr.Markdown(INTRODUCTION + "\n" + (WITH.format(model=wan.spec.name) if wan else WITHOUT))
         with gr.Tabs():
             with gr.Tab("Generate"):
-                _generate_tab(sessions, MODELS[wan.spec.name if wan else DEFAULT])
+                if wan is None:
+                    _generate_tab(sessions, MODELS[DEFAULT], FRAMES)
+                else:
+                    _generate_tab(sessions, MODELS[wan.spec.name], MODELS[wan.spec.name].num_frames)
             with gr.Tab("Queue"):
                 sessions.queue()
             with gr.Tab("Your session"):
@@ -89,40 +92,61 @@ def resolutions(model: WanModel) -> list[tuple[str, int]]:
     return [(f"{width} × {height}{note}", width * height) for (width, height), note in sizes]  # noqa: RUF001
 
 
-def _generate_tab(sessions: GradioSessions, default: WanModel) -> None:
+def takes(model: WanModel) -> str:
+    """Which images the model takes, and what becomes of one that it does not."""
+    match model.slots.get("start"), "end" in model.slots:
+        case None, _:
+            return "Renders from the prompt alone: it takes no image. One that you gave is kept for the other models."
+        case True, _:
+            return "Needs a start image; an end image is optional."
+        case _:
+            return "A start image is optional. It takes no end image, which it would ignore; one that you gave is kept."
+
+
+def _start(model: WanModel) -> str:
+    return "Start image" if model.slots.get("start", True) else "Start image (optional)"
+
+
+def _shape(model: WanModel) -> str:
+    return "The video takes the shape of the start image." if "start" in model.slots else "About as many pixels."
+
+
+def _generate_tab(sessions: GradioSessions, default: WanModel, num_frames: int) -> None:
     with gr.Row():
         with gr.Column():
             model = gr.Radio(list(MODELS), value=default.name, label="Model", elem_id="model")
             prompt = gr.Textbox(label="Prompt", lines=2, placeholder="What happens in the video?", elem_id="prompt")
+            images = gr.Markdown(takes(default), elem_id="images")
             with gr.Row():
-                start = gr.Image(label="Start image", elem_id="start", visible="start" in default.slots, **IMAGE)
+                start = gr.Image(label=_start(default), elem_id="start", visible="start" in default.slots, **IMAGE)
                 end = gr.Image(label="End image (optional)", elem_id="end", visible="end" in default.slots, **IMAGE)
             resolution = gr.Radio(
                 resolutions(default),
                 value=resolutions(default)[1][1],
                 label="Resolution",
-                info="The video takes the shape of the start image.",
+                info=_shape(default),
                 elem_id="resolution",
             )
             with gr.Row():
-                frames = gr.Slider(17, 121, FRAMES, step=4, label="Frames", elem_id="frames")
+                frames = gr.Slider(17, 121, num_frames, step=4, label="Frames", elem_id="frames")
                 steps = gr.Slider(1, 60, default.steps, step=1, label="Steps", elem_id="steps")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
         with gr.Column():
             video = gr.Video(label="Video", interactive=False, height=420, elem_id="video")
-            progress = gr.HTML(elem_id="progress")
-            with gr.Row():
+            with gr.Row():  # above what grows
                 generate = gr.Button("Generate", variant="primary", elem_id="generate")
                 cancel = gr.Button("Cancel", variant="stop", interactive=False, elem_id="cancel")
+            progress = gr.HTML(elem_id="progress")
 
     def for_model(name: str, area: int) -> list[Any]:
         chosen = MODELS.get(name, default)
         choices = resolutions(chosen)
         value: dict[str, Any] = {} if area in dict(choices).values() else {"value": choices[1][1]}
         return [
-            gr.update(visible="start" in chosen.slots),
+            takes(chosen),
+            gr.update(visible="start" in chosen.slots, label=_start(chosen)),
             gr.update(visible="end" in chosen.slots),
-            gr.update(choices=choices, **value),
+            gr.update(choices=choices, info=_shape(chosen), **value),
         ]
 
     sessions.bind(
@@ -141,7 +165,7 @@ def _generate_tab(sessions: GradioSessions, default: WanModel) -> None:
     model.change(
         for_model,
         [model, resolution],
-        [start, end, resolution],
+        [images, start, end, resolution],
         preprocess=False,
         show_progress="hidden",
         api_visibility="private",

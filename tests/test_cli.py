@@ -113,10 +113,11 @@ def test_a_root_that_is_unsafe_is_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def wan_folder(path: Path) -> Path:
-    """All that is looked at before the page is served."""
+def wan_folder(path: Path, **parts: list[str]) -> Path:
+    """All that is looked at before the page is served; of its `parts` there is none."""
     path.mkdir()
-    (path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", "expand_timesteps": True}))
+    index = {"_class_name": "WanPipeline", "expand_timesteps": True, **parts}
+    (path / "model_index.json").write_text(json.dumps(index))
     return path
 
 
@@ -128,10 +129,12 @@ def wan_folder(path: Path) -> Path:
         (("--wan", "model", "--model", "i2v"), "--model is one of t2v-A14B, i2v-A14B, ti2v-5B; not 'i2v'."),
         (("--wan", "model", "--device", "cpu", "--offload", "sequential"), "nowhere to offload to."),
         (("--offload", "model"), "name its folder."),
+        (("--wan", "half"), "'half' is not complete: vae is missing. Download the folder again."),
     ],
 )
 def test_a_model_that_cant_be_served_is_one_sentence(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
     wan_folder(tmp_path / "model")
+    wan_folder(tmp_path / "half", vae=["diffusers", "AutoencoderKLWan"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -45,15 +45,15 @@ def part(demo: gr.Blocks, name: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("model", "start", "end", "largest"),
+    ("model", "start", "end", "largest", "said"),
     [
-        ("t2v-A14B", False, False, 1280 * 720),
-        ("i2v-A14B", True, True, 1280 * 720),
-        ("ti2v-5B", True, False, 1280 * 704),
+        ("t2v-A14B", False, False, 1280 * 720, "takes no image"),
+        ("i2v-A14B", True, True, 1280 * 720, "Needs a start image"),
+        ("ti2v-5B", True, False, 1280 * 704, "takes no end image, which it would ignore; one that you gave is kept"),
     ],
 )
 async def test_a_model_shows_the_images_and_sizes_that_it_takes(
-    built: tuple[gr.Blocks, GradioSessions], model: str, start: bool, end: bool, largest: int
+    built: tuple[gr.Blocks, GradioSessions], model: str, start: bool, end: bool, largest: int, said: str
 ) -> None:
     demo, _ = built
     page = Page(demo, {})
@@ -61,6 +61,10 @@ async def test_a_model_shows_the_images_and_sizes_that_it_takes(
     await page.enter(part(demo, "model"), model)
     assert page.props[part(demo, "start")._id]["visible"] is start
     assert page.props[part(demo, "end")._id]["visible"] is end
+    assert said in page.shows(part(demo, "images"))
+    shape = page.props[part(demo, "resolution")._id]["info"]
+    assert ("shape of the start image" in shape) is start
+    assert ("optional" in page.props[part(demo, "start")._id]["label"]) is (model == "ti2v-5B")
     sizes = dict(page.props[part(demo, "resolution")._id]["choices"])
     assert max(sizes.values()) == largest
     assert page.shows(part(demo, "resolution")) in sizes.values()
@@ -85,6 +89,43 @@ async def test_every_model_makes_a_video_at_its_own_speed(built: tuple[gr.Blocks
 
 
 @pytest.mark.xdist_group("wan")
+@pytest.mark.parametrize(
+    ("control", "value", "said"),
+    [
+        ("model", ["i2v-A14B"], "no pipeline"),
+        ("model", {"a": 1}, "no pipeline"),
+        ("frames", float("nan"), "NaN and infinity are not JSON"),
+        ("frames", -4, "num_frames must be"),
+        ("frames", 10**15 + 1, "num_frames must be"),
+        ("steps", -1, "steps must be"),
+        ("steps", [5], "steps must be"),
+        ("seed", "7", "seed must be"),
+        ("resolution", 10**12, "area must be"),
+        ("resolution", {"path": "/etc/passwd"}, "area must be"),
+        ("prompt", {"a": 1}, "prompt must be text"),
+        ("prompt", "\ud800", "not JSON"),
+        ("prompt", "a" * 2**20, "may take 65536 bytes"),
+    ],
+)
+async def test_what_a_forged_page_sends_starts_nothing_and_is_told_in_a_sentence(
+    blockbuster: BlockBuster, tiny_wan: Mapping[str, Path], control: str, value: Any, said: str
+) -> None:
+    blockbuster.deactivate()
+    wan = WanPipeline(tiny_wan["t2v-A14B"], "t2v-A14B", device="cpu")
+    store = open_store("memory://", cleanup_interval=None)
+    demo, sessions = build_demo(store, wan=wan)
+    blockbuster.activate()
+    async with sessions.launch_options()["app_kwargs"]["lifespan"](None):
+        page = Page(demo, {})
+        page.values[part(demo, control)._id] = value
+        with pytest.warns(UserWarning, match="The run was not started") as warned:
+            await page.fire(part(demo, "generate"), "click")
+        assert said in str(warned[0].message)
+        assert "Not started" in page.shows(part(demo, "progress"))
+        assert [info async for info in store.sessions()] == []
+
+
+@pytest.mark.xdist_group("wan")
 async def test_a_model_that_is_there_takes_the_place_of_its_preview(
     blockbuster: BlockBuster, tiny_wan: Mapping[str, Path], cache: Path
 ) -> None:
@@ -97,6 +138,7 @@ async def test_a_model_that_is_there_takes_the_place_of_its_preview(
     photo.write_bytes(rgba_png(64, 48))
     page = Page(demo, {})
     assert page.shows(part(demo, "model")) == "i2v-A14B"
+    assert page.shows(part(demo, "frames")) == 81  # the model's own
     async with sessions.launch_options()["app_kwargs"]["lifespan"](None):
         for slot in ("start", "end"):
             page.values[part(demo, slot)._id] = {"path": str(photo), "orig_name": "photo.png"}

@@ -327,7 +327,7 @@ def test_a_run_that_was_killed_with_its_server_goes_on_after_the_restart(
         expect(page.locator("#progress [role=progressbar]")).to_be_visible()
         page.get_by_role("tab", name="Queue").click()
         waiting, history = (page.get_by_role("list", name=name) for name in ("Under way and waiting", "History"))
-        expect(waiting.get_by_text("The server stopped while it ran this")).to_be_visible(timeout=60_000)
+        expect(waiting.get_by_text("The server stopped while it was at this")).to_be_visible(timeout=60_000)
         expect(history.get_by_text("Done")).to_be_visible(timeout=60_000)
         page.get_by_role("tab", name="Generate").click()
         expect(page.locator("#progress")).to_contain_text("Done")

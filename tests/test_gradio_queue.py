@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from datetime import timedelta
@@ -17,7 +20,7 @@ from async_sessions import JobError, JobInfo, SessionStore, open_store
 from async_sessions._gradio.runs import Shown, runs_html
 from async_sessions._gradio.status import status_html, status_text
 from async_sessions.gradio import GradioSessions
-from async_sessions.jobs import Cancelled, Failed, JobEvent, Progress, Queued, Started, Succeeded
+from async_sessions.jobs import Cancelled, Failed, JobContext, JobEvent, Progress, Queued, Started, Succeeded
 from async_sessions.testing.clock import FrozenClock
 from tests.pages import Page
 from tests.steps import StepPipeline, local
@@ -396,6 +399,50 @@ async def test_a_bar_has_a_name_and_a_value_for_who_does_not_see_it() -> None:
     (bar,) = [attributes for _, attributes in Read(text).tags if "role" in attributes]
     assert (bar["aria-label"], bar["aria-valuenow"]) == ("Progress of the run", "25")
     assert bar["aria-valuetext"] == f"{HOSTILE}: step 10 of 40 (2 more waiting)"
+
+
+async def test_a_run_that_the_device_has_just_begun_is_not_called_the_next() -> None:
+    begun = hostile(1, status="preparing")  # its entry follows within a moment
+    for event in (Started(id="1.1", at=NOW, attempt=1), Progress(id="1.2", at=NOW, step=1, total=2)):
+        (item,) = listed(runs_html([Shown(begun, event)], NOW), "Under way and waiting")
+        assert item.startswith("Running")
+    (item,) = listed(runs_html([Shown(begun, Queued(id="0.1", at=NOW, position=1))], NOW), "Under way and waiting")
+    assert item.startswith("Next")
+
+
+async def test_what_is_coming_is_shown_below_the_bar_until_the_run_is_over() -> None:
+    steps = a_video(StepPipeline("steps"))
+    async with opened(steps) as app:
+        picture = b"a small picture"
+        seen = [threading.Event(), threading.Event()]
+
+        def report(context: JobContext) -> None:
+            for step, each in enumerate(seen, start=1):
+                while not each.is_set():
+                    context.report(step, 3, preview=picture if step == 1 else None)
+                    time.sleep(0.01)
+
+        steps.before_generate = report
+        page = await app.open()
+        shown: dict[str, list[str | None]] = {}
+        async for _ in page.run(page.listener(app.go, "click")):
+            read = Read(str(page.shows(app.bar)))
+            shown[read.text] = [attributes["src"] for tag, attributes in read.tags if tag == "img"]
+            for step, each in enumerate(seen, start=1):
+                if f"tep {step} of 3" in read.text:
+                    each.set()
+    source = f"data:image/webp;base64,{b64encode(picture).decode()}"
+    assert shown["Step 1 of 3"] == [source]
+    (second,) = [images for text, images in shown.items() if text.startswith("Step 2 of 3")]
+    assert second == [source]  # it stays while steps come without one
+    assert shown["Done"] == []
+
+
+async def test_a_queue_that_was_not_looked_at_yet_does_not_say_that_there_are_no_runs() -> None:
+    async with opened() as app:
+        await app.ended()
+        page = Page(app.demo, ANN)
+        assert Read(page.shows(app.list)).text == "Looking for your runs"
 
 
 def hostile(number: int, **fields: Any) -> JobInfo:

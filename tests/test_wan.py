@@ -7,8 +7,10 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+import traceback
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -252,20 +254,41 @@ async def test_a_cancelled_job_ends_within_a_step(session: Session, tiny_wan: Ma
         assert await generated(lane, pipeline, await prepared(pipeline, session, "start"))  # fit for the next one
 
 
-async def test_an_error_for_want_of_memory_comes_through_and_holds_none(
-    session: Session, tiny_wan: Mapping[str, Path]
+@pytest.mark.parametrize("error", [JobCancelledError, torch.OutOfMemoryError, RuntimeError])
+async def test_a_run_that_is_stopped_or_fails_leaves_nothing_of_its_video_in_memory(
+    session: Session, tiny_wan: Mapping[str, Path], error: type[Exception]
 ) -> None:
     pipeline = WanPipeline(tiny_wan["i2v-A14B"], device="cpu")
 
-    def full(report: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    def stop(report: Any) -> None:
+        raise error("Stopped.")
 
     async with loaded(pipeline) as lane:
         ready = await prepared(pipeline, session, "start")
-        with pytest.raises(torch.OutOfMemoryError) as raised:
-            await generated(lane, pipeline, ready, full)
-        assert not [entry for entry in raised.traceback if entry.name == "__call__"]  # diffusers', with its tensors
-        assert await generated(lane, pipeline, ready)
+        with no_collection():
+            before = videos_in_memory()
+            with pytest.raises(error, match=r"Stopped\.") as raised:
+                await generated(lane, pipeline, ready, stop)
+            left = videos_in_memory() - before
+        assert not left  # though somebody still looks at the error
+        assert "in after_step" in "".join(traceback.format_exception(raised.value))  # it says where it came from
+        assert await generated(lane, pipeline, ready)  # fit for the next one
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """What only a collection would free is as good as kept: it may come long after."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def videos_in_memory() -> Counter[torch.Size]:
+    """How many tensors there are of each shape that a batch of videos, or of latents, has; weights too."""
+    return Counter(each.shape for each in gc.get_objects() if issubclass(type(each), torch.Tensor) and each.ndim == 5)
 
 
 async def test_a_cancelled_run_leaves_no_file(
@@ -382,12 +405,16 @@ async def test_a_folder_of_which_a_part_is_missing_or_damaged_fails_the_job_in_a
 ) -> None:
     half = shutil.copytree(tiny_wan["i2v-A14B"], tmp_path / "half")
     for file in (half / part).iterdir():
-        if file.suffix == ".safetensors" or file.name == "tokenizer.json":
-            file.write_bytes(file.read_bytes()[:1000])
+        if file.name in ("config.json", "tokenizer.json"):
+            file.write_bytes(file.read_bytes()[:100])
     damaged = await failure(session_store, session, WanPipeline(half, device="cpu"))
     shutil.rmtree(half / part)
-    for kind, said in (damaged, await failure(session_store, session, WanPipeline(half, device="cpu"))):
-        assert (kind, "i2v-A14B can't be loaded from 'half': a file is missing" in said) == ("ModelError", True), said
+    missing = await failure(session_store, session, WanPipeline(half, device="cpu"))
+    for (kind, said), expected in (
+        (damaged, "i2v-A14B can't be loaded from 'half': a file is missing or damaged"),
+        (missing, f"'half' is not complete: {part} is missing."),
+    ):
+        assert (kind, expected in said) == ("ModelError", True), said
         assert str(tmp_path) not in said  # the page shows it
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from async_sessions import InvalidRequestError, ModelError
-from async_sessions.pipelines._wan import MODELS, best_size, model_in, plan
+from async_sessions.pipelines._folder import model_in
+from async_sessions.pipelines._wan import MODELS, best_size, plan
 
 I2V, T2V, TI2V = MODELS["i2v-A14B"], MODELS["t2v-A14B"], MODELS["ti2v-5B"]
 
@@ -81,6 +83,11 @@ def test_the_better_of_two_roundings_is_taken(area: int) -> None:
         ({"num_frames": 10**9}, "from 1 to 481"),
         ({"num_frames": "81"}, "whole number from 1 to 481, not '81'"),
         ({"num_frames": True}, "whole number"),
+        ({"num_frames": math.nan}, "whole number from 1 to 481, not nan"),
+        ({"num_frames": math.inf}, "whole number from 1 to 481, not inf"),
+        ({"shift": math.nan}, "shift must be a number from 0.01 to 100, not nan"),
+        ({"guidance_scale": math.inf}, "guidance_scale must be a number from 0 to 30, not inf"),
+        ({"steps": -1}, "steps must be a whole number from 1 to 200, not -1"),
         ({"num_frames": 1}, "5 or more where there is an end image"),
         ({"width": 832}, "width and height go together"),
         ({"width": 830, "height": 480}, "multiple of 16 for i2v-A14B, such as 816 or 832, not 830"),
@@ -156,6 +163,66 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path: Path) -> None:
             model_in(missing)
 
 
+def weights(path: Path, values: int = 3) -> None:
+    """A safetensors file of that many bytes."""
+    header = json.dumps(
+        {"__metadata__": {"format": "pt"}, "w": {"dtype": "U8", "shape": [values], "data_offsets": [0, values]}}
+    )
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(values))
+    (path.parent / "config.json").write_text("{}")
+
+
+@pytest.fixture
+def complete(tmp_path: Path) -> Path:
+    """A folder of ti2v-5B as diffusers stores one: a part in two files, one in a single one, one without weights."""
+    parts = {"text_encoder": ["transformers", "UMT5EncoderModel"], "vae": ["diffusers", "AutoencoderKLWan"]}
+    index = {"expand_timesteps": True, "image_encoder": [None, None], "scheduler": ["diffusers", "Any"], **parts}
+    folder(tmp_path, _class_name="WanPipeline", **index)
+    shards = [f"model-{number}-of-2.safetensors" for number in (1, 2)]
+    for shard in shards:
+        weights(tmp_path / "text_encoder" / shard)
+    named = {"metadata": {}, "weight_map": dict(zip("abc", [*shards, shards[0]], strict=True))}
+    (tmp_path / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(named))
+    weights(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "scheduler").mkdir()
+    return tmp_path
+
+
+SHARD, WEIGHTS = "text_encoder/model-2-of-2.safetensors", "vae/diffusion_pytorch_model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "scheduler").rmdir(), "scheduler is missing."),
+        (lambda folder: (folder / SHARD).unlink(), f"{SHARD} is missing."),
+        (lambda folder: (folder / WEIGHTS).unlink(), "vae has no weights as safetensors."),
+        (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1]), "cut short."),
+        (lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:20]), f"{SHARD} is cut short."),
+        (lambda folder: (folder / SHARD).write_bytes(b""), f"{SHARD} is cut short."),
+    ],
+    ids=["part", "shard", "weights", "tensor", "header", "empty"],
+)
+def test_a_download_that_was_interrupted_is_told_by_the_file_that_it_lacks(
+    complete: Path, damage: Any, said: str
+) -> None:
+    assert model_in(complete) is TI2V
+    damage(complete)
+    with pytest.raises(ModelError, match=re.escape(said)) as raised:
+        model_in(complete)
+    assert str(raised.value).startswith(f"{complete.name!r} is not complete: ")
+    assert str(complete.parent) not in str(raised.value)
+
+
+@pytest.mark.parametrize("file", ["text_encoder/model.safetensors.index.json", SHARD])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"\x03" + bytes(7) + b"[1]"])
+def test_a_folder_whose_files_say_nonsense_is_refused(complete: Path, file: str, content: bytes) -> None:
+    (complete / file).write_bytes(content)
+    with pytest.raises(ModelError, match="ownload"):
+        model_in(complete)
+
+
 def test_the_table_needs_no_torch() -> None:
-    code = "import sys, async_sessions.pipelines._wan; assert not {'torch', 'diffusers', 'av'} & set(sys.modules)"
+    code = "import sys, async_sessions.pipelines._folder; assert not {'torch', 'diffusers', 'av'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -198,19 +198,23 @@ class Generate:
     async def _followed(self, session: Session, entry: JobInfo) -> AsyncGenerator[Updates, None]:
         """Progress, then the result."""
         job, shown_at = await self._dispatcher.job(session, entry.id), 0.0
+        preview: bytes | None = None
         more = await self._others(session, entry)
         if entry.unfinished and await job.latest() is None:
             yield {self._bar: status_html(None, self._visits.store.clock(), more=more)}
         events = job.events()
         try:
             async for event in events:
+                if isinstance(event, Progress):
+                    preview = event.preview or preview
                 if isinstance(event, Progress) and event.step < event.total:
                     if anyio.current_time() - shown_at < UPDATE_INTERVAL:
                         continue
                     shown_at = anyio.current_time()
                 else:
                     more = await self._others(session, entry)
-                update: Updates = {self._bar: status_html(event, self._visits.store.clock(), more=more)}
+                shown = status_html(event, self._visits.store.clock(), more=more, preview=preview)
+                update: Updates = {self._bar: shown}
                 if isinstance(event, Succeeded) and (path := await self._result(session, job, event.outputs)):
                     update[self._video] = path
                 yield update

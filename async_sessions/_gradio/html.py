@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from base64 import b64encode
 from typing import TYPE_CHECKING
 
 from async_sessions.errors import (
@@ -27,6 +28,10 @@ ITEM = "margin:0;padding:var(--spacing-md) 0;border-top:1px solid var(--border-c
 SPLIT = "display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 var(--spacing-lg)"
 TRACK = "height:8px;border-radius:var(--radius-full);background:var(--border-color-primary);overflow:hidden"
 BAR = "height:100%;width:{percent:.0f}%;background:var(--color-accent);transition:width 0.2s"
+PICTURE = (  # of few pixels, shown larger
+    "display:block;height:180px;max-width:100%;object-fit:contain;margin:var(--spacing-lg) auto 0 auto;"
+    "border-radius:var(--radius-sm)"
+)
 
 
 def sentence(error: AsyncSessionsError | TypeError | ValueError) -> str:
@@ -46,9 +51,13 @@ def sentence(error: AsyncSessionsError | TypeError | ValueError) -> str:
             return str(error)
 
 
-def progress_html(text: str, fraction: float) -> str:
-    """A line of plain text over a bar; `fraction` is from 0 to 1."""
-    return box_html(bar_html(text, fraction))
+def progress_html(text: str, fraction: float, preview: bytes | None = None) -> str:
+    """A line of plain text over a bar, over a picture; `fraction` is from 0 to 1, `preview` an image file."""
+    bar = bar_html(text, fraction)
+    if preview is None:
+        return box_html(bar)
+    source = f"data:image/webp;base64,{b64encode(preview).decode()}"  # browsers look at the bytes for which it is
+    return box_html(f'{bar}<img alt="What the run has so far" src="{source}" style="{PICTURE}"/>')
 
 
 def bar_html(text: str, fraction: float) -> str:

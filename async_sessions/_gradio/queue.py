@@ -45,7 +45,7 @@ class Queue:
         self._visits = visits
         self._dispatcher = dispatcher
         self._followers: LRUCache[str, object] = LRUCache(MAX_PAGES)  # by page: the answer that goes on
-        self.list = gr.HTML(runs_html((), visits.store.clock()))
+        self.list = gr.HTML(message_html("Looking for your runs"))
         with gr.Row(equal_height=True):
             self._choice = gr.Dropdown([], value=None, label="Run", filterable=False, scale=3, min_width=260)
             with gr.Column(scale=4, min_width=260), gr.Row():

@@ -11,7 +11,7 @@ import msgspec
 
 from async_sessions._gradio.html import HEAD, ITEM, LIST, SPLIT, SUBDUED, bar_html, box_html
 from async_sessions._gradio.status import fraction, in_words, status_text
-from async_sessions.jobs import JobEvent, Queued
+from async_sessions.jobs import JobEvent, Progress, Queued, Started
 from async_sessions.records import JobInfo
 
 if TYPE_CHECKING:
@@ -69,8 +69,10 @@ def _part(title: str, runs: Sequence[Shown], now: datetime, none: str) -> str:
 
 def _item(run: Shown, now: datetime) -> str:
     entry = run.entry
-    stopping = entry.unfinished and entry.cancel_requested
-    word = "Stopping" if stopping else WORDS[entry.status]
+    begun = entry.under_way and isinstance(run.event, Started | Progress)  # which its entry tells a moment later
+    word = WORDS["running" if begun else entry.status]
+    if entry.unfinished and entry.cancel_requested:
+        word = "Stopping"
     pipeline, at = html.escape(entry.pipeline), entry.submitted_at
     what = f"<b>{word}</b> · {pipeline} · <code>{name_of(entry)}</code>"
     when = f'<time datetime="{at.isoformat()}">{_time(at)}</time>{_took(entry)}'
@@ -78,7 +80,7 @@ def _item(run: Shown, now: datetime) -> str:
     if prompt := _prompt(entry):
         lines.append(f'<div style="{SUBDUED}">{html.escape(prompt)}</div>')
     if entry.retry == "interrupted":
-        lines.append("<div>The server stopped while it ran this; it is tried again.</div>")
+        lines.append("<div>The server stopped while it was at this; it is tried again, with nothing beside it.</div>")
     if entry.under_way and not isinstance(run.event, Queued):
         lines.append(bar_html(status_text(run.event, now), fraction(run.event)))
     elif entry.unfinished:

@@ -17,13 +17,16 @@ UNPLACED: Final = "Waiting for its place in the queue"
 _ANNOUNCED: Final = ("", "step")  # notes that say no more than the line does
 
 
-def status_html(event: JobEvent | None, now: datetime, *, more: int = 0) -> str:
-    """`event` is the latest of a job, `None` where only its entry is known, which waits; `more` jobs wait behind it."""
+def status_html(event: JobEvent | None, now: datetime, *, more: int = 0, preview: bytes | None = None) -> str:
+    """`event` is the latest of a job, `None` where only its entry is known, which waits; `more` jobs wait behind it.
+
+    `preview` is the last picture that came of it.
+    """
     text = status_text(event, now)
     if isinstance(event, Failed | Cancelled):
         return message_html(text)
     behind = f" ({more} more waiting)" if more else ""
-    return progress_html(text + behind, fraction(event))
+    return progress_html(text + behind, fraction(event), preview if isinstance(event, Progress) else None)
 
 
 def status_text(event: JobEvent | None, now: datetime) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -109,10 +110,14 @@ class LoadedWan:
                 output_type="pt",
                 callback_on_step_end=after_step,
             )
-        except torch.OutOfMemoryError as error:
-            # without its frames: they would keep what fills the memory for as long as somebody looks at the error
+        except BaseException as error:  # noqa: BLE001 - it goes on
+            # Without the frames that it came through, but for their text: what is in them would fill the memory for as
+            # long as somebody looks at the error and, since they refer to each other, on until a collection.
+            error.add_note("".join(traceback.format_exception(error)).rstrip())
+            error.__context__ = None
             raise error.with_traceback(None) from None
         finally:
+            pipe.scheduler = self._scheduler  # without what it has seen
             pipe.maybe_free_model_hooks()
         video: torch.Tensor = made.frames[0]
         return video

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import sqrt
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import asdict
 
-from async_sessions.errors import InvalidRequestError, ModelError
+from async_sessions.errors import InvalidRequestError
 from async_sessions.pipelines._params import number, text, whole
 from async_sessions.renditions import area_size
 
@@ -226,34 +225,3 @@ def best_size(width: int, height: int, area: int, multiple: int) -> tuple[int, i
     by_width = across, down(area / across)
     by_height = down(area / along), along
     return by_width if off(by_width) < off(by_height) else by_height
-
-
-def model_in(folder: Path) -> WanModel:
-    """Which model lies in `folder`, as diffusers stores one. `ModelError` where there is none of this family.
-
-    The sentence names the folder, not where it lies: it may be shown to users of the page.
-    """
-    index, name = folder / "model_index.json", folder.absolute().name
-    try:
-        found = msgspec.json.decode(index.read_bytes(), type=dict[str, Any])
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ModelError(
-            f"{name!r} is no folder of a Wan2.2 model: it has no model_index.json. It should hold what a repository "
-            f"such as Wan-AI/Wan2.2-I2V-A14B-Diffusers does."
-        ) from error
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ModelError(f"The model_index.json of {name!r} can't be read.") from error
-    kind = found.get("_class_name")
-    if kind in ("WanPipeline", "WanImageToVideoPipeline"):
-        if found.get("expand_timesteps"):
-            return MODELS["ti2v-5B"]
-        if found.get("boundary_ratio") is not None:
-            return MODELS["t2v-A14B" if kind == "WanPipeline" else "i2v-A14B"]
-    raise ModelError(f"{name!r} holds a {kind}, but none of the models {', '.join(MODELS)} of Wan2.2.")
-
-
-def expect_model(folder: Path, name: str) -> WanModel:
-    """The model called `name`, which `folder` is to hold. `ModelError` where it holds another one, or none."""
-    if (found := model_in(folder)).name != name:
-        raise ModelError(f"{folder.absolute().name!r} holds {found.name}, not {name}.")
-    return found

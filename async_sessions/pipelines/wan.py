@@ -15,8 +15,9 @@ import torch
 
 from async_sessions.jobs import PipelineSpec
 from async_sessions.pipelines._diffusers import LoadedWan, Offload, Prepared
+from async_sessions.pipelines._folder import expect_model
 from async_sessions.pipelines._video import write_mp4
-from async_sessions.pipelines._wan import MODELS, WanModel, expect_model, plan
+from async_sessions.pipelines._wan import MODELS, WanModel, plan
 from async_sessions.renditions import to_tensor
 
 if TYPE_CHECKING:
