@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from async_sessions import Session, SessionStore
     from async_sessions.dispatch import Job
     from async_sessions.testing.clock import FrozenClock
+    from async_sessions.testing.pipeline import FakePipeline
 
 pytestmark = pytest.mark.anyio
 
@@ -309,3 +310,21 @@ async def test_who_waited_for_a_resume_is_told_when_it_runs(session_store: Sessi
         await job.result()
     assert isinstance(paused, Queued)
     assert paused.eta is None
+
+
+async def test_a_run_that_is_slower_than_those_before_it_is_known_by_its_own_steps(
+    session_store: SessionStore, session: Session, fake_pipeline: FakePipeline
+) -> None:
+    fake_pipeline.steps = 1
+    async with local(session_store, [fake_pipeline]) as dispatcher:
+        await (await dispatcher.submit(await session.generation_request("fake"))).result()
+        fake_pipeline.steps = 10**12
+        running = await dispatcher.submit(await session.generation_request("fake"))
+        async for event in running.events():
+            if isinstance(event, Progress) and event.eta is not None:
+                break
+        waiting = await until(await dispatcher.submit(await session.generation_request("fake")), Queued)
+        await dispatcher.cancel_session(session)
+    assert isinstance(waiting, Queued)
+    assert waiting.eta is not None
+    assert waiting.eta > 3600

@@ -15,7 +15,7 @@ from tests.servers import Server, chromium, free_port, opened, serving, wait_unt
 from tests.test_gradio_browser import QUICK, frames, kept, manifest, upload
 from tests.videos import comment_of
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("wan")]
 
 SLOW = 60_000  # milliseconds: a run on two cores that others use, too
 

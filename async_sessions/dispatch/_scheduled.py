@@ -5,12 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import anyio
+
 from async_sessions import _keys
 from async_sessions._events import queued_number
 from async_sessions.dispatch._log import JobLog
-from async_sessions.jobs import CancelFlag, Queued
+from async_sessions.jobs import CancelFlag, Progress, Queued
 
 if TYPE_CHECKING:
+    from async_sessions._pace import Paces
     from async_sessions.records import JobInfo
 
 
@@ -50,6 +53,14 @@ class Scheduled:
     def made_ready(self) -> bool:
         """Whether it can still wait for its turn again: it was taken, is not on the device, and goes on."""
         return self.device is not None and self.on_device is None and not self.alone and not self.flag.is_set()
+
+    def time_left(self, paces: Paces, now: datetime) -> float | None:
+        """Seconds until the device has done it: by its own steps, else as long as runs of its pipeline take."""
+        if isinstance(told := self.log.last, Progress) and told.eta is not None:
+            return max(0.0, told.eta - (now - told.at).total_seconds())
+        if self.on_device is None or (expected := paces.expected(self.entry.pipeline)) is None:
+            return None
+        return max(0.0, expected - (anyio.current_time() - self.on_device))
 
     def move(self, position: int, eta: float | None, now: datetime) -> None:
         """Tell the position, unless it is the one that was told last."""

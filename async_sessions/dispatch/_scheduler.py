@@ -301,7 +301,7 @@ class Scheduler:
         left = 0.0
         for job in self._under_way:
             if job.kind == kind and job.on_device is not None:
-                if (expected := self._paces.expected(job.entry.pipeline)) is None:
+                if (rest := job.time_left(self._paces, self._store.clock())) is None:
                     return None
-                left += max(0.0, expected - (anyio.current_time() - job.on_device))
+                left += rest
         return left / self._lanes[kind]
