@@ -25,7 +25,7 @@ from async_sessions._gradio.generate import Generate
 from async_sessions._gradio.identity import carrying
 from async_sessions._gradio.kept import session_info_html
 from async_sessions._gradio.lifespan import composed, stop_signals
-from async_sessions._gradio.listeners import QUIET, Reactions, page_in_progress
+from async_sessions._gradio.listeners import QUIET, OnPages, Reactions, page_in_progress
 from async_sessions._gradio.panel import Panel
 from async_sessions._gradio.queue import Queue
 from async_sessions._gradio.visits import Visits
@@ -81,7 +81,7 @@ class GradioSessions:
             embedded=embedded,
             merge_at_login=merge_at_login,
         )
-        self._binding: Binding | None = None
+        self._bindings: OnPages[list[Binding]] = OnPages(list)
         self._changed = Reactions()
         self._cleared = Reactions()
         self._submitted = Reactions()
@@ -120,20 +120,27 @@ class GradioSessions:
 
     @carrying
     def bind(
-        self, *, images: Mapping[str, gr.Image] | None = None, state: Mapping[str, Component] | None = None
+        self,
+        *,
+        images: Mapping[str, gr.Image | gr.ImageEditor] | None = None,
+        state: Mapping[str, Component] | None = None,
     ) -> Self:
         """Keep the images that users put into `images`, by slot, and the values that they give `state`, by name.
 
-        Call it once, in the Blocks, when the components exist; they keep their own listeners and `type`. Images are
-        stored as uploaded, values as the browser sends them. What code sets or a
-        webcam takes is stored when `bind_generate` uses it. `InvalidKeyError`
-        for a slot's name that is not well formed.
+        Call it once on each page, in the Blocks, when the components exist; they keep their own listeners and `type`.
+        The pages that `demo.route` adds share the session: bind the same names to components of theirs. Images are
+        stored as uploaded, of an editor all layers together, when an image is chosen and when its changes are applied;
+        values as the browser sends them. What code sets or a webcam takes is stored when `bind_generate` uses it.
+
+        What one tab changes another shows when it is looked at again. An upload over an image that its page has not
+        shown asks the user which of the two to keep. `InvalidKeyError` for a slot that the store does not have.
         """
         page = page_in_progress("bind")
-        if self._binding is not None:
+        if self._bindings.of(page):
             raise RuntimeError("bind() was called already; pass all images and all state to one call.")
-        self._binding = Binding(self._visits, images=images or {}, state=state or {})
-        for event in self._binding.listen(page):
+        binding = Binding(self._visits, images=images or {}, state=state or {})
+        self._bindings.of(page).append(binding)
+        for event in binding.listen(page):
             self._changed.on(event)
         return self
 
@@ -145,7 +152,7 @@ class GradioSessions:
         as a ZIP, and restore one: into what is bound and nothing else, since a ZIP may come from anybody.
         """
         page = page_in_progress("panel")
-        bound = self._bound()
+        bound = self._bound(page)
         restored = partial(bound.restored, fill=True)
         panel = Panel(self._visits, page, images=bound.images, state=bound.state, restored=restored)
         self._cleared.on(panel.cleared)
@@ -190,9 +197,10 @@ class GradioSessions:
         one goes on the next can be submitted; the page shows them one by one.
         """
         page = page_in_progress("bind_generate")
-        bound = self._bound()
+        bound = self._bound(page)
         if self.dispatcher is None:
             raise RuntimeError("bind_generate() needs a dispatcher; pass one to GradioSessions.")
+        bound.check_slots({slot for each in (slots or {}).values() for slot in each})
         bar = gr.HTML() if progress is None else progress
         generate = Generate(
             self._visits,
@@ -235,7 +243,7 @@ class GradioSessions:
         demo.has_launched = True  # else Gradio accepts a path that no upload made, for example /etc/passwd
         return app
 
-    def _bound(self) -> Binding:
-        if self._binding is None:
-            raise RuntimeError("Call bind() first: it says which components belong to the session.")
-        return self._binding
+    def _bound(self, page: gr.Blocks) -> Binding:
+        for binding in self._bindings.of(page):
+            return binding
+        raise RuntimeError("Call bind() first: it says which components belong to the session.")

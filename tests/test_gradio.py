@@ -270,7 +270,7 @@ async def test_generate_uses_what_is_kept_of_an_upload_that_gradio_has_removed(u
         page = await app.open()
         path = uploads("photo.png", rgba_png())
         await page.choose_file(app.start, path)
-        app.sessions._visits._shown.clear()  # as after a restart
+        app.sessions._visits.tabs._shown.clear()  # as after a restart
         path.unlink()
         await page.fire(app.go, "click")
         assert "Done" in page.shows(app.bar)
@@ -492,6 +492,7 @@ async def test_an_image_that_another_tab_replaced_is_generated_from_as_this_tab_
     async with generating(StepPipeline("steps", start=True), slots={"steps": ["start"]}) as app:
         page, other = await app.open(), await app.open()
         await page.choose_file(app.start, uploads("one.png", rgba_png(120, 80)))
+        await other.look_again()
         await other.choose_file(app.start, uploads("two.png", rgba_png(90, 60)))
         stored = (await app.kept()).images["start"].blob
         await other.fire(app.go, "click")

@@ -14,10 +14,10 @@ import anyio
 import gradio as gr
 from cachetools import LRUCache
 
-from async_sessions._gradio.html import message_html
-from async_sessions._gradio.listeners import QUIET
+from async_sessions._gradio.html import message_html, warn
+from async_sessions._gradio.listeners import QUIET, Payload
 from async_sessions._gradio.status import status_html
-from async_sessions._gradio.visits import Payload, Visits, is_video, warn
+from async_sessions._gradio.visits import Visits, is_video
 from async_sessions.errors import (
     AsyncSessionsError,
     CorruptBlobError,
@@ -122,7 +122,7 @@ class Generate:
             if (session := await self._visits.session(request) or self._guests.get(page)) is None:
                 # without a cookie the run has a session of its own, which ends when it is not followed any more
                 session = self._guests[page] = await self._visits.store.create_session()
-            await self._visits.keep_shown(session, shown)
+            await self._visits.tabs.keep_shown(request, session, shown)
             job = await self._dispatcher.submit(await session.generation_request(pipeline, slots=shown, params=params))
             submitted = True
         except AsyncSessionsError as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import html
+import logging
 from typing import TYPE_CHECKING
+
+import gradio as gr
 
 from async_sessions.errors import (
     CorruptBlobError,
@@ -27,6 +30,16 @@ ITEM = "margin:0;padding:var(--spacing-md) 0;border-top:1px solid var(--border-c
 SPLIT = "display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 var(--spacing-lg)"
 TRACK = "height:8px;border-radius:var(--radius-full);background:var(--border-color-primary);overflow:hidden"
 BAR = "height:100%;width:{percent:.0f}%;background:var(--color-accent);transition:width 0.2s"
+
+
+_logger = logging.getLogger("async_sessions")
+
+
+def warn(what: str, error: AsyncSessionsError | TypeError | ValueError) -> None:
+    """Tell whoever looks at the page what does not work and why, and the log where it is the server's fault."""
+    if isinstance(error, StorageError):
+        _logger.warning("%s: %s", what, error)
+    gr.Warning(html.escape(f"{what}. {sentence(error)}"))
 
 
 def sentence(error: AsyncSessionsError | TypeError | ValueError) -> str:
