@@ -1,4 +1,4 @@
-"""An app for `test_tabs_browser`: every kind of image on two pages of one session. Its arguments: a root, and a port."""
+"""An app for `test_tabs_browser`: every kind of image, on two pages. Its arguments: a root, and a port."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def kind_of(image: Any) -> str:
     return f"{type(image).__name__} {shape}"
 
 
-def build(sessions: GradioSessions) -> gr.Blocks:
+def build(sessions: GradioSessions) -> Any:
     with gr.Blocks() as demo:
         with gr.Row():
             images = {

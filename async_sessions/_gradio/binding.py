@@ -189,7 +189,7 @@ class Binding:
             return gr.skip()
 
 
-async def file_of(image: ImageComponent, payload: Payload | None) -> Payload | None:
+async def file_of(image: Component, payload: Payload | None) -> Payload | None:
     """What the browser says that `image` shows, as one file: of an editor what all its layers make together."""
     if payload is None or "path" in payload:
         return payload

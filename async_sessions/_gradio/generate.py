@@ -14,6 +14,7 @@ import anyio
 import gradio as gr
 from cachetools import LRUCache
 
+from async_sessions._gradio.binding import file_of
 from async_sessions._gradio.html import message_html, warn
 from async_sessions._gradio.listeners import QUIET, Payload
 from async_sessions._gradio.status import status_html
@@ -85,7 +86,11 @@ class Generate:
                 request,
                 name,
                 {key: value for key, value in zip(params, given, strict=True) if value is not None},
-                {slot: value for slot, value in zip(self._images, shown, strict=True) if value is not None},
+                {
+                    slot: file
+                    for (slot, image), value in zip(self._images.items(), shown, strict=True)
+                    if (file := await file_of(image, value)) is not None
+                },
             )
             async with aclosing(updates):
                 async for update in updates:

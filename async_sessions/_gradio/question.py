@@ -41,7 +41,7 @@ watch('value', () => {
 });
 """
 _DIALOG: Final = (
-    "margin:auto;max-width:min(640px,92vw);max-height:90vh;overflow:auto;padding:var(--spacing-xl);"
+    "position:fixed;inset:0;margin:auto;width:fit-content;height:fit-content;max-width:min(640px,92vw);max-height:90vh;overflow:auto;padding:var(--spacing-xl);"
     "border:1px solid var(--border-color-primary);border-radius:var(--radius-lg);"
     "background:var(--block-background-fill);color:var(--body-text-color);font-size:var(--text-md)"
 )

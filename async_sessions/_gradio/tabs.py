@@ -66,11 +66,13 @@ class Tabs:
     async def _replace(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> str:
         while True:
             seen = self._seen.seen(request, session.key, slot)
+            held = (await self._visits.images_of(request)).get(slot)
+            if held is not None and await cache.holds(str(payload.get("path")), held):
+                return held.digest  # an editor uploads what it is made to show
             try:
                 return (await self._store(session, slot, payload, replaces=seen)).digest
             except RevisionConflictError:
-                found = await self._visits.found(request)
-                if found is None or (other := found[1].images.get(slot)) is None:
+                if (other := (await self._visits.images_of(request)).get(slot)) is None:
                     continue  # it is gone again
                 try:
                     thumbnail = await (await session.read_record(other)).thumbnail()
@@ -135,8 +137,7 @@ class Tabs:
             path, blob, folder=get_upload_folder(), key=await self._visits.signer()
         ):
             return False
-        found = await self._visits.found(request)
-        held = None if found is None else found[1].images.get(slot)
+        held = (await self._visits.images_of(request)).get(slot)
         return held is None or held.blob != blob
 
     async def keep_value(self, request: gr.Request, name: str, value: Any) -> None:

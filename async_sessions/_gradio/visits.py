@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -139,6 +139,11 @@ class Visits:
             return None if session is None else (session, await session.info())
         except SessionNotFoundError:
             return None
+
+    async def images_of(self, request: gr.Request) -> Mapping[str, ImageRecord]:
+        """The images of the request's session, by slot."""
+        found = await self.found(request)
+        return {} if found is None else found[1].images
 
     async def copy(self, session: Session, record: ImageRecord | OutputRecord, name: str) -> str:
         return await cache.copy_of(session, record, name, folder=get_upload_folder(), key=await self.signer())
