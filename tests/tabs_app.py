@@ -28,7 +28,6 @@ def build(sessions: GradioSessions) -> Any:
             }
         editor = gr.ImageEditor(elem_id="editor", type="pil")
         prompt = gr.Textbox(elem_id="prompt", label="Prompt")
-        table = gr.Dataframe([["a", 1]], elem_id="table", label="Table", interactive=True)
         told = gr.Textbox(elem_id="told", label="Told")
         ask = gr.Button("Tell", elem_id="tell")
         ask.click(lambda *given: "\n".join(map(kind_of, given)), [*images.values(), editor], told)
@@ -36,7 +35,7 @@ def build(sessions: GradioSessions) -> Any:
             with gr.Tab("First"):
                 gr.Markdown("first")
             with gr.Tab("Second"):  # not shown when the page opens
-                sessions.bind(images={**images, "drawn": editor}, state={"prompt": prompt, "table": table})
+                sessions.bind(images={**images, "drawn": editor}, state={"prompt": prompt})
                 sessions.panel()
     with demo.route("Other", "/other"):
         other = gr.Image(elem_id="pil", height=220)

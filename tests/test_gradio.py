@@ -37,18 +37,10 @@ from tests.steps import StepPipeline
 if TYPE_CHECKING:
     from blockbuster import BlockBuster
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
 SECRET = "a secret of the tests"
 ANN, BOB = ({COOKIE: CookieSigner(SECRET).sign(name)} for name in ("ann's id", "bob's id"))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Gradio's folder for uploads, and for what it serves."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    return tmp_path / "gradio"
 
 
 class App:
@@ -92,19 +84,6 @@ class App:
         session = await self.sessions.session(gr.Request(cookies=dict(cookies)))
         assert session is not None
         return await session.info()
-
-
-@pytest.fixture
-def uploads(cache: Path) -> Callable[[str, bytes], Path]:
-    """Puts a file where Gradio puts what a browser sends."""
-
-    def upload(name: str, data: bytes) -> Path:
-        folder = cache / f"upload{len(list(cache.glob('upload*')))}"
-        folder.mkdir(parents=True)
-        (folder / name).write_bytes(data)
-        return folder / name
-
-    return upload
 
 
 @pytest.fixture

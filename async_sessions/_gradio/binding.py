@@ -5,7 +5,6 @@ Gradio hands the request to a handler by its annotation, so every annotation of 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -178,7 +177,9 @@ class Binding:
         slot, keep = answer.get("slot"), answer.get("keep")
         shown: dict[Component, Any] = {}
         try:
-            if slot in self.images and keep in KEEP and (mine := await self._visits.tabs.answered(request, slot)):
+            if not isinstance(slot, str) or slot not in self.images or keep not in KEEP:
+                return gr.skip()
+            if (mine := await self._visits.tabs.answered(request, slot)) is not None:
                 if keep == "mine":
                     await self._keep_upload(request, slot, mine)
                 else:
@@ -205,11 +206,11 @@ def _nothing() -> None:
 
 
 def _check_value(name: str, component: Component) -> None:
-    model = getattr(component, "data_model", None)
-    if model is not None and "FileData" in json.dumps(model.model_json_schema()):
+    """What is kept comes from browsers, and back through the component: none that takes it for files or for code's."""
+    if getattr(component, "data_model", None) is not None or isinstance(component, gr.JSON | gr.State):
         raise TypeError(
-            f"state={{{name!r}: ...}} keeps plain values, not what a {type(component).__name__} holds; "
-            "images= keeps images."
+            f"state={{{name!r}: ...}} keeps plain values that users enter, not what a {type(component).__name__} "
+            "holds; images= keeps images."
         )
 
 

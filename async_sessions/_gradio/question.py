@@ -20,6 +20,8 @@ KEEP: Final = ("mine", "other")
 
 # Going to another window and back are several events at once. A dialog that was rendered is not shown yet.
 _SCRIPT: Final = """
+const block = element.closest('.block') ?? element;  // takes no room
+Object.assign(block.style, {position: 'absolute', minHeight: '0', height: '0', border: '0'});
 let last = 0;
 const look = () => {
   const now = Date.now();
@@ -41,7 +43,8 @@ watch('value', () => {
 });
 """
 _DIALOG: Final = (
-    "position:fixed;inset:0;margin:auto;width:fit-content;height:fit-content;max-width:min(640px,92vw);max-height:90vh;overflow:auto;padding:var(--spacing-xl);"
+    "position:fixed;inset:0;margin:auto !important;width:fit-content;height:fit-content;"
+    "max-width:min(640px,92vw);max-height:90vh;overflow:auto;padding:var(--spacing-xl);"
     "border:1px solid var(--border-color-primary);border-radius:var(--radius-lg);"
     "background:var(--block-background-fill);color:var(--body-text-color);font-size:var(--text-md)"
 )

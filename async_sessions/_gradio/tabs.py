@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _REMEMBERED: Final = 4096  # images on open pages, of which it is known what the session holds
 _VALUE: Final = "value "  # and a name: what `Seen` knows a value by; no slot has such a name
 
+_UNSET: Final = object()  # of a value that the session does not have
+
 _logger = logging.getLogger("async_sessions")
 
 
@@ -192,8 +194,8 @@ class Tabs:
             return {}, {}
         images, state = await self._held(request)
         holds = {slot: images[slot].digest if slot in images else EMPTY for slot in slots}
-        holds |= {value: state[name] for value, name in values.items() if name in state}
-        shown = set(holds)
+        holds |= {value: state.get(name, _UNSET) for value, name in values.items()}
+        shown = {name for name, what in holds.items() if what is not _UNSET}
         if news:
             shown -= memory.asked(request, session.key).keys()
             shown = {name for name in shown if memory.knows(request, session.key, name)}
