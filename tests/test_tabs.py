@@ -147,6 +147,20 @@ async def test_an_image_that_its_tab_has_not_seen_is_shown_before_it_can_be_remo
     assert (await app.kept()).images == {}
 
 
+async def test_a_run_takes_what_its_tab_shows_and_leaves_what_another_tab_has_put_there(uploads: Uploads) -> None:
+    app = App(open_store("memory://"), StepPipeline("steps", start=True, end=False), slots={"steps": ["start"]})
+    async with app.running():
+        page, other = await app.open(), await app.open()
+        await page.choose_file(app.start, uploads("one.png", rgba_png(30, 20)))
+        await other.look_again()
+        await other.choose_file(app.start, uploads("two.png", rgba_png(40, 20)))
+        await page.fire(app.go, "click")
+        (job,) = (await app.kept()).jobs.values()
+        assert (job.inputs["start"].size, await name_kept(app)) == ((30, 20), "two.png")
+        await page.choose_file(app.start, uploads("three.png", rgba_png(50, 20)))
+        assert "two.png" in page.question()
+
+
 async def test_who_has_one_tab_is_never_asked(uploads: Uploads, tmp_path: Path) -> None:
     root = open_store(tmp_path / "root", cleanup_interval=None)
     app = App(root, StepPipeline("steps", start=True, end=False))

@@ -152,25 +152,38 @@ class Tabs:
             await session.update_state(**{name: value})
             self._seen.saw(request, session.key, _VALUE + name, value)
 
-    async def keep_shown(self, request: gr.Request, session: Session, shown: Mapping[str, Payload]) -> None:
-        """Make `session` hold the images that the page shows: it may have expired, or been changed, under that page."""
+    async def keep_shown(
+        self, request: gr.Request, session: Session, shown: Mapping[str, Payload]
+    ) -> dict[str, ImageRecord]:
+        """The images that the page shows, by slot, as `session` keeps them: stored again where it has expired.
+
+        Where another tab has replaced what this page shows, that stays as it is.
+        """
         try:
             await session.info()
         except SessionNotFoundError:
             self._seen.forget(session.key, _VALUE)
             await session.update_state()  # it begins anew
-        for slot, payload in shown.items():
-            async with self._seen.turn(request, slot):
-                record = (await session.info()).images.get(slot)
-                if record is None or not await self._shows(session, slot, str(payload.get("path")), record):
-                    try:
-                        record = await self._store(session, slot, payload)
-                    except StorageError as error:
-                        if record is None or not isinstance(error.__cause__, FileNotFoundError):
-                            raise
-                        # an upload that Gradio has removed since it was stored; the slot still holds it
-                self._seen.answered(request, session.key, slot)
-                self._seen.saw(request, session.key, slot, record.digest)
+        return {slot: await self._kept_shown(request, session, slot, payload) for slot, payload in shown.items()}
+
+    async def _kept_shown(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> ImageRecord:
+        async with self._seen.turn(request, slot):
+            info, path = await session.info(), str(payload.get("path"))
+            held = info.images.get(slot)
+            if held is None or not await self._shows(session, slot, path, held):
+                seen = self._seen.seen(request, session.key, slot)
+                for record in (each.record for each in info.recent if held is not None and each.slot == slot):
+                    if record.digest == seen and await self._shows(session, slot, path, record):
+                        return record
+                try:
+                    held = await self._store(session, slot, payload)
+                except StorageError as error:
+                    if held is None or not isinstance(error.__cause__, FileNotFoundError):
+                        raise
+                    # an upload that Gradio has removed since it was stored; the slot still holds it
+            self._seen.answered(request, session.key, slot)
+            self._seen.saw(request, session.key, slot, held.digest)
+            return held
 
     async def _shows(self, session: Session, slot: str, path: str, record: ImageRecord) -> bool:
         if self._shown.get((session.key, slot, path)) == record.blob:
