@@ -16,7 +16,6 @@ from async_sessions import _keys
 from async_sessions._budget import in_thread
 from async_sessions._tasks import COMMIT_DEADLINE
 from async_sessions.errors import (
-    InvalidKeyError,
     QuotaExceededError,
     StorageError,
     StorageFullError,
@@ -108,10 +107,7 @@ class StoreContext:
         return self._in_flight.get(blob, 0) > anyio.current_time()
 
     def check_slot(self, slot: str) -> str:
-        _keys.check_slot(slot)
-        if self._slots is not None and slot not in self._slots:
-            raise InvalidKeyError(f"This store's slots are {', '.join(sorted(self._slots))}; not {slot!r}.")
-        return slot
+        return _keys.check_slot(slot, self._slots)
 
     async def take_room(self, size: int) -> None:
         """Count `size` bytes in. `QuotaExceededError` where even a sweep leaves the store too full for them."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Collection
 from typing import Final, Literal, TypeAlias
 
 from async_sessions.errors import InvalidKeyError, JobNotFoundError
@@ -83,9 +84,12 @@ def is_slot(slot: object) -> bool:
     return isinstance(slot, str) and _SLOT.fullmatch(slot) is not None
 
 
-def check_slot(slot: str) -> str:
+def check_slot(slot: str, slots: Collection[str] | None = None) -> str:
+    """`slots` are those that there are, where not all are."""
     if not is_slot(slot):
         raise InvalidKeyError(f"A slot name is a lower-case letter, then up to 31 of a-z 0-9 _ -; not {slot!r}.")
+    if slots is not None and slot not in slots:
+        raise InvalidKeyError(f"This store's slots are {', '.join(sorted(slots))}; not {slot!r}.")
     return slot
 
 

@@ -92,14 +92,19 @@ class Life:
         return await self._context.with_room(partial(self._context.commits.uninterrupted, commit))
 
     async def commit_images(
-        self, images: Mapping[str, Ingested], tickets: Tickets, if_revision: str | None
+        self,
+        images: Mapping[str, Ingested],
+        tickets: Tickets,
+        if_revision: str | None = None,
+        replaces: str | None = None,
     ) -> dict[str, ImageRecord]:
         """Blobs first, then one edit that names them all; a failure leaves neither."""
         self._context.check_open()
         bound = self._incarnation
         while True:
             try:
-                return await self._context.with_room(partial(self._commit_images, images, bound, tickets, if_revision))
+                commit = partial(self._commit_images, images, bound, tickets, if_revision, replaces)
+                return await self._context.with_room(commit)
             except _OtherLifeError:
                 if bound is not None:
                     raise
@@ -187,7 +192,12 @@ class Life:
         return edit.after
 
     async def _commit_images(
-        self, images: Mapping[str, Ingested], bound: str | None, tickets: Tickets, if_revision: str | None
+        self,
+        images: Mapping[str, Ingested],
+        bound: str | None,
+        tickets: Tickets,
+        if_revision: str | None,
+        replaces: str | None,
     ) -> dict[str, ImageRecord]:
         found = await self._context.manifests.read(self.key)
         now = self._context.clock()
@@ -208,6 +218,9 @@ class Life:
             for slot, record in records.items():
                 match tickets.fate(slot):
                     case "current":
+                        held = manifest.images.get(slot) if replaces is not None else None
+                        if held is not None and held.digest not in (replaces, record.digest):
+                            raise RevisionConflictError(f"Slot {slot!r} holds another image by now. Look at it first.")
                         manifest = manifest.with_image(slot, record, now)
                     case "superseded":
                         manifest = manifest.with_superseded(slot, record, now)

@@ -46,7 +46,7 @@ class QuotaExceededError(AsyncSessionsError):
 
 
 class RevisionConflictError(AsyncSessionsError):
-    """The `if_revision` given is not the session's any more: somebody else wrote in between."""
+    """Somebody else wrote in between: `if_revision` or `replaces` is not what the session holds any more."""
 
 
 class ImageRejectedError(AsyncSessionsError, ValueError):

@@ -20,22 +20,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import gradio as gr
 
-from async_sessions import _keys
+from async_sessions._gradio.binding import Binding
 from async_sessions._gradio.generate import Generate
 from async_sessions._gradio.identity import carrying
 from async_sessions._gradio.kept import session_info_html
 from async_sessions._gradio.lifespan import composed, stop_signals
-from async_sessions._gradio.listeners import QUIET, Reactions, page_in_progress
+from async_sessions._gradio.listeners import QUIET, OnPages, Reactions, page_in_progress
 from async_sessions._gradio.panel import Panel
 from async_sessions._gradio.queue import Queue
-from async_sessions._gradio.visits import Payload, Visits, warn
+from async_sessions._gradio.visits import Visits
 from async_sessions.asgi import CookieSigner, SessionImages
-from async_sessions.errors import (
-    AsyncSessionsError,
-    ImageRejectedError,
-    QuotaExceededError,
-    SessionNotFoundError,
-)
 from async_sessions.store import SessionStore, open_store
 
 if TYPE_CHECKING:
@@ -87,8 +81,7 @@ class GradioSessions:
             embedded=embedded,
             merge_at_login=merge_at_login,
         )
-        self._images: dict[str, gr.Image] | None = None
-        self._state: dict[str, Component] = {}
+        self._bindings: OnPages[list[Binding]] = OnPages(list)
         self._changed = Reactions()
         self._cleared = Reactions()
         self._submitted = Reactions()
@@ -127,27 +120,28 @@ class GradioSessions:
 
     @carrying
     def bind(
-        self, *, images: Mapping[str, gr.Image] | None = None, state: Mapping[str, Component] | None = None
+        self,
+        *,
+        images: Mapping[str, gr.Image | gr.ImageEditor] | None = None,
+        state: Mapping[str, Component] | None = None,
     ) -> Self:
         """Keep the images that users put into `images`, by slot, and the values that they give `state`, by name.
 
-        Call it once, in the Blocks, when the components exist; they keep their own listeners and `type`. Images are
-        stored as uploaded, values as the browser sends them. What code sets or a
-        webcam takes is stored when `bind_generate` uses it. `InvalidKeyError`
-        for a slot's name that is not well formed.
+        Call it once on each page, in the Blocks, when the components exist; they keep their own listeners and `type`.
+        The pages that `demo.route` adds share the session: bind the same names to components of theirs. Images are
+        stored as uploaded, of an editor all layers together, when an image is chosen and when its changes are applied;
+        values as the browser sends them. What code sets or a webcam takes is stored when `bind_generate` uses it.
+
+        What one tab changes another shows when it is looked at again. An upload over an image that its page has not
+        shown asks the user which of the two to keep. `InvalidKeyError` for a slot that the store does not have.
         """
         page = page_in_progress("bind")
-        if self._images is not None:
+        if self._bindings.of(page):
             raise RuntimeError("bind() was called already; pass all images and all state to one call.")
-        for slot in images or {}:
-            _keys.check_slot(slot)
-        self._images, self._state = dict(images or {}), dict(state or {})
-        for slot, image in self._images.items():
-            self._bind_image(slot, image)
-        for name, component in self._state.items():
-            self._bind_state(name, component)
-        if self._images or self._state:
-            page.load(self._restore, None, self._bound(), **QUIET)
+        binding = Binding(self._visits, images=images or {}, state=state or {})
+        self._bindings.of(page).append(binding)
+        for event in binding.listen(page):
+            self._changed.on(event)
         return self
 
     @carrying
@@ -158,9 +152,9 @@ class GradioSessions:
         as a ZIP, and restore one: into what is bound and nothing else, since a ZIP may come from anybody.
         """
         page = page_in_progress("panel")
-        self._bound()
-        restored = partial(self._restored, fill=True)
-        panel = Panel(self._visits, page, images=self._images or {}, state=self._state, restored=restored)
+        bound = self._bound(page)
+        restored = partial(bound.restored, fill=True)
+        panel = Panel(self._visits, page, images=bound.images, state=bound.state, restored=restored)
         self._cleared.on(panel.cleared)
         self._changed.react(panel.show_after)
         return panel.info
@@ -203,14 +197,15 @@ class GradioSessions:
         one goes on the next can be submitted; the page shows them one by one.
         """
         page = page_in_progress("bind_generate")
-        self._bound()
+        bound = self._bound(page)
         if self.dispatcher is None:
             raise RuntimeError("bind_generate() needs a dispatcher; pass one to GradioSessions.")
+        bound.check_slots({slot for each in (slots or {}).values() for slot in each})
         bar = gr.HTML() if progress is None else progress
         generate = Generate(
             self._visits,
             self.dispatcher,
-            images=self._images or {},
+            images=bound.images,
             slots=slots or {},
             button=button,
             cancel=cancel,
@@ -248,73 +243,7 @@ class GradioSessions:
         demo.has_launched = True  # else Gradio accepts a path that no upload made, for example /etc/passwd
         return app
 
-    def _bind_image(self, slot: str, image: gr.Image) -> None:
-        async def upload(payload: Payload | None, request: gr.Request) -> None:
-            if payload is not None:
-                await self._keep_upload(request, slot, payload)
-
-        async def take_back(payload: Payload | None, request: gr.Request) -> Any:
-            """Show what is kept in place of a refused upload; but not if the user has chosen another one by now."""
-            if not self._visits.was_refused(request, slot, payload):
-                return gr.skip()
-            return (await self._restored(request, fill=True)).get(image)
-
-        async def clear(request: gr.Request) -> None:
-            try:
-                if session := await self.session(request):
-                    await session.clear_image(slot)
-            except SessionNotFoundError:
-                pass
-            except AsyncSessionsError as error:
-                warn("The image is still kept", error)
-
-        # One queue for both, so that they start in the order in which the browser sent them.
-        options = {**QUIET, "concurrency_id": f"async_sessions_{slot}"}
-        # "once", the default, would drop an upload while another is stored; "always_last" sends it afterwards.
-        uploaded = image.upload(upload, image, None, preprocess=False, trigger_mode="always_last", **options)
-        uploaded.then(take_back, image, image, preprocess=False, trigger_mode="multiple", **QUIET)
-        self._changed.on(uploaded)
-        self._changed.on(image.clear(clear, None, None, trigger_mode="multiple", **options))
-
-    def _bind_state(self, name: str, component: Component) -> None:
-        if getattr(component, "data_model", None) is not None:
-            kind = type(component).__name__
-            raise TypeError(
-                f"state={{{name!r}: ...}} keeps plain values, not what a {kind} holds; images= keeps images."
-            )
-
-        async def keep(value: Any, request: gr.Request) -> None:
-            try:
-                await self._visits.keep_value(request, name, value)
-            except (AsyncSessionsError, TypeError, ValueError) as error:
-                warn("A setting is not kept", error)
-
-        # `input` would be the user alone, but misses text that is pasted or cut and a slider that is reset
-        component.change(keep, component, None, preprocess=False, trigger_mode="always_last", **QUIET)  # type: ignore[attr-defined]
-
-    def _bound(self) -> list[Component]:
-        if self._images is None:
-            raise RuntimeError("Call bind() first: it says which components belong to the session.")
-        return [*self._images.values(), *self._state.values()]
-
-    async def _keep_upload(self, request: gr.Request, slot: str, payload: Payload) -> None:
-        try:
-            await self._visits.keep(request, slot, payload)
-        except (ImageRejectedError, QuotaExceededError) as error:
-            warn("This file is not kept", error)
-        except AsyncSessionsError as error:
-            warn("This image is not kept", error)
-
-    async def _restore(self, request: gr.Request) -> Any:
-        return await self._restored(request) or gr.skip()
-
-    async def _restored(self, request: gr.Request, *, fill: bool = False) -> dict[Component, Any]:
-        """What the bound components shall show. `fill`: nothing, where the session holds nothing."""
-        bound = self._images or {}
-        try:
-            images, state = await self._visits.restored(request, bound)
-        except AsyncSessionsError as error:
-            warn("What is kept for you can't be shown", error)
-            return {}
-        updates: dict[Component, Any] = {bound[slot]: images.get(slot) for slot in bound if fill or slot in images}
-        return updates | {component: state[name] for name, component in self._state.items() if name in state}
+    def _bound(self, page: gr.Blocks) -> Binding:
+        for binding in self._bindings.of(page):
+            return binding
+        raise RuntimeError("Call bind() first: it says which components belong to the session.")

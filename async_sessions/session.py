@@ -59,7 +59,13 @@ class Session:
         return f"Session(key={self.key!r})"
 
     async def store_image(
-        self, image: ImageSource, slot: str, *, name: str | None = None, if_revision: str | None = None
+        self,
+        image: ImageSource,
+        slot: str,
+        *,
+        name: str | None = None,
+        if_revision: str | None = None,
+        replaces: str | None = None,
     ) -> ImageRecord:
         """Keep `image` in `slot`, durably; the one that was there moves to `SessionInfo.recent`.
 
@@ -72,17 +78,19 @@ class Session:
 
         Of two calls for one slot, the later call wins, however long the other's decoding takes. A clear is such a call:
         what it overtakes was stored for an instant and is gone when its record is returned. `name` is shown to people
-        and is no path. `RevisionConflictError` if `if_revision` is not the session's revision any more.
+        and is no path. `RevisionConflictError` if `if_revision` is not the session's revision any more, or if the slot
+        holds neither the image whose digest is `replaces` nor this one; whatever else changed, and a slot that is
+        empty, is no conflict then.
         """
         tickets = self._draw([slot])
         async with self._ingest({slot: image}, name) as ingested:
-            return (await self._life.commit_images(ingested, tickets, if_revision))[slot]
+            return (await self._life.commit_images(ingested, tickets, if_revision, replaces))[slot]
 
     async def store_images(self, images: Mapping[str, ImageSource]) -> Mapping[str, ImageRecord]:
         """Keep several images, all of them or none; see `store_image`."""
         tickets = self._draw(images)
         async with self._ingest(images, None) as ingested:
-            return await self._life.commit_images(ingested, tickets, None)
+            return await self._life.commit_images(ingested, tickets)
 
     async def retrieve_image(self, slot: str) -> Image.Image:
         """The image, upright, loaded, yours to draw on. `SlotEmptyError`, `CorruptBlobError`."""
@@ -289,15 +297,8 @@ class Session:
     def _ingest(
         self, images: Mapping[str, ImageSource], name: str | None
     ) -> AbstractAsyncContextManager[dict[str, Ingested]]:
-        context = self._context
-        return ingest(
-            images,
-            name=name,
-            limits=context.limits,
-            limiter=context.cpu,
-            budget=context.budget,
-            keep=context.cache.own,
-        )
+        limits, cpu, budget = self._context.limits, self._context.cpu, self._context.budget
+        return ingest(images, name=name, limits=limits, limiter=cpu, budget=budget, keep=self._context.cache.own)
 
     async def _retrieve(self, slot: str, read: Callable[[ImageRecord], Awaitable[T]]) -> T:
         record = await self._use(slot)

@@ -158,6 +158,10 @@ class SessionStore(AsyncContextManagerMixin):
         """`async with store.draft() as draft`: a session that nobody sees before it is whole; see `Draft`."""
         return drafted(self._context(), state or {})
 
+    def check_slot(self, slot: str) -> str:
+        """`slot`, where it is well formed and one of the store's; else `InvalidKeyError`."""
+        return _keys.check_slot(slot, self._slots)
+
     def session(self, session_id: str) -> Session:
         """A handle for an id that you minted and signed; no I/O. The first write creates the session.
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,3 +48,24 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tests.wan import save_tiny_models
 
     return save_tiny_models(tmp_path_factory.mktemp("wan"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Gradio's folder for uploads, and for what it serves."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    return tmp_path / "gradio"
+
+
+@pytest.fixture
+def uploads(cache: Path) -> Callable[[str, bytes], Path]:
+    """Puts a file where Gradio puts what a browser sends."""
+
+    def upload(name: str, data: bytes) -> Path:
+        folder = cache / f"upload{len(list(cache.glob('upload*')))}"
+        folder.mkdir(parents=True)
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return upload

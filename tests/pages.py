@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _pages = 0
 
 
+def is_question(block: Any) -> bool:
+    return isinstance(block, gr.HTML) and "async-sessions-question" in block.elem_classes
+
+
 class Page:
     """One open page of `demo`, as a user with these `cookies` sees it. `values` and `props` are what it shows."""
 
@@ -28,6 +32,7 @@ class Page:
         self._request = gr.Request(username=username, session_hash=f"page{_pages}", cookies=dict(cookies))
         self.values = {block._id: getattr(block, "value", None) for block in demo.blocks.values()}
         self.props: dict[int, dict[str, Any]] = {}
+        self._event: dict[str, str] = {}
 
     async def load(self) -> Page:
         await self.fire(self._demo, "load")
@@ -36,11 +41,12 @@ class Page:
     def shows(self, component: Any) -> Any:
         """A component's value; of a file its path."""
         value = self.values[component._id]
+        value = value["composite"] if isinstance(value, dict) and "composite" in value else value
         return Path(value["path"]) if isinstance(value, dict) and "path" in value else value
 
     async def choose_file(self, component: Any, path: Path, event: str = "upload") -> None:
         """What an upload does: the file is in Gradio's cache, and the browser names it."""
-        self.values[component._id] = {"path": str(path), "orig_name": path.name}
+        self._set(component, path)
         await self.fire(component, event)
 
     async def remove(self, component: Any) -> None:
@@ -50,6 +56,23 @@ class Page:
     async def enter(self, component: Any, value: Any) -> None:
         self.values[component._id] = value
         await self.fire(component, "change")
+
+    async def look_again(self) -> None:
+        """What coming back to the page does, from another tab or window."""
+        for block in list(self._demo.blocks.values()):
+            if isinstance(block, gr.HTML):
+                await self.fire(block, "focus")
+
+    async def answer(self, slot: str, keep: str) -> None:
+        """What a click in the page's question does."""
+        self._event = {"slot": slot, "keep": keep}
+        for block in list(self._demo.blocks.values()):
+            if isinstance(block, gr.HTML):
+                await self.fire(block, "select")
+
+    def question(self) -> str:
+        """What the page asks; nothing if it does not."""
+        return "".join(str(self.values[block._id] or "") for block in self._demo.blocks.values() if is_question(block))
 
     async def fire(self, component: Any, event: str) -> None:
         """Run the listeners of an event, and those that follow them."""
@@ -94,7 +117,7 @@ class Page:
     def _call(self, fn: BlockFunction) -> Any:
         assert fn.fn is not None
         inputs = [self.values[block._id] for block in fn.inputs]
-        arguments, *_ = special_args(fn.fn, inputs, self._request)
+        arguments, *_ = special_args(fn.fn, inputs, self._request, gr.EventData(None, self._event))
         return fn.fn(*arguments)
 
     def _apply(self, fn: BlockFunction, answer: Any) -> None:
@@ -116,6 +139,8 @@ class Page:
             if "value" not in value:
                 return
             value = value["value"]
-        if isinstance(block, gr.Image | gr.Video) and value is not None:
+        if isinstance(block, gr.Image | gr.Video | gr.ImageEditor) and value is not None:
             value = {"path": str(value), "orig_name": Path(value).name}
+        if isinstance(block, gr.ImageEditor) and value is not None:
+            value = {"background": value, "layers": [], "composite": value, "id": None}
         self.values[block._id] = value

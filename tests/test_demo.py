@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 
     from async_sessions.gradio import GradioSessions
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    return tmp_path / "gradio"
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture

@@ -37,18 +37,10 @@ from tests.steps import StepPipeline
 if TYPE_CHECKING:
     from blockbuster import BlockBuster
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
 SECRET = "a secret of the tests"
 ANN, BOB = ({COOKIE: CookieSigner(SECRET).sign(name)} for name in ("ann's id", "bob's id"))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Gradio's folder for uploads, and for what it serves."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    return tmp_path / "gradio"
 
 
 class App:
@@ -92,19 +84,6 @@ class App:
         session = await self.sessions.session(gr.Request(cookies=dict(cookies)))
         assert session is not None
         return await session.info()
-
-
-@pytest.fixture
-def uploads(cache: Path) -> Callable[[str, bytes], Path]:
-    """Puts a file where Gradio puts what a browser sends."""
-
-    def upload(name: str, data: bytes) -> Path:
-        folder = cache / f"upload{len(list(cache.glob('upload*')))}"
-        folder.mkdir(parents=True)
-        (folder / name).write_bytes(data)
-        return folder / name
-
-    return upload
 
 
 @pytest.fixture
@@ -270,7 +249,7 @@ async def test_generate_uses_what_is_kept_of_an_upload_that_gradio_has_removed(u
         page = await app.open()
         path = uploads("photo.png", rgba_png())
         await page.choose_file(app.start, path)
-        app.sessions._visits._shown.clear()  # as after a restart
+        app.sessions._visits.tabs._shown.clear()  # as after a restart
         path.unlink()
         await page.fire(app.go, "click")
         assert "Done" in page.shows(app.bar)
@@ -492,6 +471,7 @@ async def test_an_image_that_another_tab_replaced_is_generated_from_as_this_tab_
     async with generating(StepPipeline("steps", start=True), slots={"steps": ["start"]}) as app:
         page, other = await app.open(), await app.open()
         await page.choose_file(app.start, uploads("one.png", rgba_png(120, 80)))
+        await other.look_again()
         await other.choose_file(app.start, uploads("two.png", rgba_png(90, 60)))
         stored = (await app.kept()).images["start"].blob
         await other.fire(app.go, "click")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from html.parser import HTMLParser
@@ -29,30 +29,10 @@ from tests.test_gradio import ANN, BOB, SECRET, App, generating
 if TYPE_CHECKING:
     from blockbuster import BlockBuster
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'<b>&amp;${document.title=1}{{value}}.png"
 START = FrozenClock().now
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    return tmp_path / "gradio"
-
-
-@pytest.fixture
-def uploads(cache: Path) -> Callable[[str, bytes], Path]:
-    """Puts a file where Gradio puts what a browser sends."""
-
-    def upload(name: str, data: bytes) -> Path:
-        folder = cache / f"upload{len(list(cache.glob('upload*')))}"
-        folder.mkdir(parents=True)
-        (folder / name).write_bytes(data)
-        return folder / name
-
-    return upload
 
 
 @pytest.fixture

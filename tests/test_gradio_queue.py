@@ -29,18 +29,11 @@ from tests.test_gradio import ANN, BOB, SECRET, a_video
 if TYPE_CHECKING:
     from async_sessions import GenerationRequest
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
 NOW = FrozenClock().now
 KEY = "0" * 32
 HOSTILE = "<img src=x onerror=alert(1)>\"'</li></ul><script>alert(1)</script>${document.title=1}{{value}}"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    return tmp_path / "gradio"
 
 
 class App:

@@ -31,27 +31,9 @@ from tests.test_gradio import ANN, BOB, SECRET, App
 if TYPE_CHECKING:
     from blockbuster import BlockBuster
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
 Uploads = Callable[[str, bytes], Path]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    return tmp_path / "gradio"
-
-
-@pytest.fixture
-def uploads(cache: Path) -> Uploads:
-    def upload(name: str, data: bytes) -> Path:
-        folder = cache / f"upload{len(list(cache.glob('upload*')))}"
-        folder.mkdir(parents=True)
-        (folder / name).write_bytes(data)
-        return folder / name
-
-    return upload
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from async_sessions import (
     InvalidKeyError,
     Limits,
     LockTimeoutError,
+    MemoryBlobStore,
     QuotaExceededError,
     RevisionConflictError,
     Session,
@@ -244,6 +245,43 @@ async def test_a_write_on_top_of_an_unseen_change_is_refused(session: Session) -
     with pytest.raises(RevisionConflictError):
         await session.clear_image("start", if_revision=seen)
     assert (await session.info()).images["start"].size == RED.size
+
+
+async def test_an_image_replaces_the_one_that_was_seen_and_no_other() -> None:
+    blobs = MemoryBlobStore()
+    async with open_store(blobs, cleanup_interval=None) as store:
+        session = await store.create_session()
+        red = await session.store_image(RED, "start", replaces="")  # into an empty slot
+        blue = await session.store_image(BLUE, "start", replaces=red.digest)
+        await session.update_state(prompt="which is no conflict")
+        before = await keys_of(blobs)
+        with pytest.raises(RevisionConflictError, match="start"):
+            await session.store_image(RED, "start", replaces=red.digest)
+        assert (await session.info()).images["start"] == blue
+        assert await keys_of(blobs) == before
+        await session.store_image(BLUE, "start", replaces=red.digest)  # nothing is lost by that
+        await session.clear_image("start")
+        await session.store_image(RED, "start", replaces=blue.digest)
+
+
+async def test_of_two_tabs_that_replace_one_image_at_once_one_is_refused(session: Session) -> None:
+    seen = (await session.store_image(RED, "start")).digest
+    ends: list[str] = []
+
+    async def store(image: Image.Image) -> None:
+        try:
+            await session.store_image(image, "start", replaces=seen)
+            ends.append("stored")
+        except RevisionConflictError:
+            ends.append("refused")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(store, BLUE)
+        group.start_soon(store, Image.new("RGB", (9, 9)))
+    # the earlier call may find itself overtaken instead, and then it is the one that can be put back
+    assert "stored" in ends
+    info = await session.info()
+    assert len(info.recent) + ends.count("refused") == 2
 
 
 async def test_of_several_images_all_are_stored_or_none(session: Session) -> None:

@@ -95,6 +95,18 @@ def is_copy_of(path: str, blob: str, *, folder: str, key: CookieSigner) -> bool:
     return Path(path).parent == _copy_folder(blob, Path(folder), key)
 
 
+async def holds(path: str, record: ImageRecord) -> bool:
+    """Whether the file has the very bytes that are stored."""
+    return await anyio.to_thread.run_sync(_holds, Path(path), record.byte_size, record.digest)
+
+
+async def keep_upload(data: bytes, *, folder: str) -> str:
+    """The path of a new file with `data`, as if it was uploaded."""
+    target = Path(folder) / secrets.token_hex(16) / "image.png"
+    await anyio.to_thread.run_sync(_place, data, target, time.time_ns())
+    return str(target)
+
+
 async def remove_uploads(paths: Iterable[str], *, folder: str) -> None:
     """Remove files that were uploaded to `folder`, with what was hidden in them; nothing outside of it."""
     inside = [path for path in map(Path, paths) if path.is_relative_to(folder)]
@@ -118,6 +130,16 @@ def _is_untouched(path: Path, size: int, written: int) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _holds(path: Path, size: int, digest: str) -> bool:
+    try:
+        if path.stat().st_size != size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except OSError:
+        return False
 
 
 def _place(source: bytes | Path, target: Path, written: int) -> None:

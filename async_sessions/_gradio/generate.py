@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import anyio
 import gradio as gr
 from cachetools import LRUCache
+from msgspec.structs import replace
 
-from async_sessions._gradio.html import message_html
-from async_sessions._gradio.listeners import QUIET
+from async_sessions._gradio.binding import file_of
+from async_sessions._gradio.html import message_html, warn
+from async_sessions._gradio.listeners import QUIET, Payload
 from async_sessions._gradio.status import status_html
-from async_sessions._gradio.visits import Payload, Visits, is_video, warn
+from async_sessions._gradio.visits import Visits, is_video
 from async_sessions.errors import (
     AsyncSessionsError,
     CorruptBlobError,
@@ -85,7 +87,11 @@ class Generate:
                 request,
                 name,
                 {key: value for key, value in zip(params, given, strict=True) if value is not None},
-                {slot: value for slot, value in zip(self._images, shown, strict=True) if value is not None},
+                {
+                    slot: file
+                    for (slot, image), value in zip(self._images.items(), shown, strict=True)
+                    if (file := await file_of(image, value)) is not None
+                },
             )
             async with aclosing(updates):
                 async for update in updates:
@@ -114,16 +120,17 @@ class Generate:
         self, request: gr.Request, pipeline: str, params: Mapping[str, Any], shown: Mapping[str, Payload]
     ) -> AsyncGenerator[Any, None]:
         page = str(request.session_hash)
-        wanted = self._slots.get(pipeline, self._images)
-        shown = {slot: payload for slot, payload in shown.items() if slot in wanted}
+        takes = self._slots.get(pipeline, self._images)
+        shown = {slot: payload for slot, payload in shown.items() if slot in takes}
         yield {self._button: gr.update(interactive=False), self._bar: message_html("Storing the images")}
         submitted = False
         try:
             if (session := await self._visits.session(request) or self._guests.get(page)) is None:
                 # without a cookie the run has a session of its own, which ends when it is not followed any more
                 session = self._guests[page] = await self._visits.store.create_session()
-            await self._visits.keep_shown(session, shown)
-            job = await self._dispatcher.submit(await session.generation_request(pipeline, slots=shown, params=params))
+            images = await self._visits.tabs.keep_shown(request, session, shown)
+            wanted = await session.generation_request(pipeline, slots=(), params=params)
+            job = await self._dispatcher.submit(replace(wanted, inputs=images))
             submitted = True
         except AsyncSessionsError as error:
             warn("The run was not started", error)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import html
+import logging
 from base64 import b64encode
 from typing import TYPE_CHECKING
+
+import gradio as gr
 
 from async_sessions.errors import (
     CorruptBlobError,
@@ -32,6 +35,16 @@ PICTURE = (  # of few pixels, shown larger
     "display:block;height:180px;max-width:100%;object-fit:contain;margin:var(--spacing-lg) auto 0 auto;"
     "border-radius:var(--radius-sm)"
 )
+
+
+_logger = logging.getLogger("async_sessions")
+
+
+def warn(what: str, error: AsyncSessionsError | TypeError | ValueError) -> None:
+    """Tell whoever looks at the page what does not work and why, and the log where it is the server's fault."""
+    if isinstance(error, StorageError):
+        _logger.warning("%s: %s", what, error)
+    gr.Warning(html.escape(f"{what}. {sentence(error)}"))
 
 
 def sentence(error: AsyncSessionsError | TypeError | ValueError) -> str:

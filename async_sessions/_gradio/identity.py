@@ -14,7 +14,7 @@ import gradio as gr
 from gradio.context import Context
 from gradio.routes import App
 
-from async_sessions._gradio.listeners import QUIET
+from async_sessions._gradio.listeners import QUIET, put_at_root
 
 if TYPE_CHECKING:
     from async_sessions.asgi import ASGIApp, Message, Scope
@@ -51,9 +51,7 @@ class Tokens:
         if (state := states.get(blocks.current_page)) is None:
             # What Gradio calls a secret is known to every client; nothing rests on it.
             state = states[blocks.current_page] = gr.BrowserState(storage_key=_NAME, secret=_NAME)
-            if state.parent is not None and state.parent is not blocks:
-                state.parent.children.remove(state)
-                blocks.add(state)
+            put_at_root(state, blocks)
 
             async def mint(token: Any, request: gr.Request) -> Any:
                 return await self._minted(request, token)

@@ -15,10 +15,9 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from async_sessions._gradio import cache
-from async_sessions._gradio.html import message_html, sentence, size_of
+from async_sessions._gradio.html import message_html, sentence, size_of, warn
 from async_sessions._gradio.kept import age, session_info_html
-from async_sessions._gradio.listeners import QUIET, tab_in_progress
-from async_sessions._gradio.visits import Payload, Visits, warn
+from async_sessions._gradio.listeners import QUIET, Payload, tab_in_progress
 from async_sessions.bundle import restore_bundle
 from async_sessions.errors import (
     AsyncSessionsError,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from gradio.components import Component
     from gradio.events import Dependency
 
+    from async_sessions._gradio.visits import Visits
     from async_sessions.records import ImageRecord, SessionInfo
     from async_sessions.session import Session
 
@@ -139,8 +139,8 @@ class Panel:
         try:
             if not isinstance(held, str) or not held:
                 raise InvalidRequestError("Choose an image first.")
-            if (found := await self._visits.found(request)) is not None:
-                await found[0].clear_image(held)
+            self._visits.store.check_slot(held)
+            await self._visits.tabs.remove(request, held)
         except SessionNotFoundError:
             pass
         except AsyncSessionsError as error:

@@ -12,10 +12,10 @@ import anyio
 import gradio as gr
 from cachetools import LRUCache
 
-from async_sessions._gradio.html import message_html, sentence
+from async_sessions._gradio.html import message_html, sentence, warn
 from async_sessions._gradio.listeners import QUIET, tab_in_progress
 from async_sessions._gradio.runs import Shown, choice_of, ordered, runs_html
-from async_sessions._gradio.visits import Visits, is_video, warn
+from async_sessions._gradio.visits import Visits, is_video
 from async_sessions.errors import (
     AsyncSessionsError,
     DispatchError,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import logging
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import anyio
@@ -19,15 +17,13 @@ from starlette.middleware import Middleware
 
 from async_sessions import _keys
 from async_sessions._gradio import cache
-from async_sessions._gradio.html import sentence
 from async_sessions._gradio.identity import Tokens, gradio_user
 from async_sessions._gradio.lifespan import Held
+from async_sessions._gradio.tabs import Tabs
 from async_sessions.asgi import SessionCookie, stored_signer
 from async_sessions.errors import (
     AsyncSessionsError,
-    ImageRejectedError,
     JobNotFoundError,
-    QuotaExceededError,
     SessionNotFoundError,
     StorageError,
 )
@@ -40,19 +36,10 @@ if TYPE_CHECKING:
     from async_sessions.session import Session
     from async_sessions.store import SessionStore
 
-Payload: TypeAlias = dict[str, Any]  # a file as the browser names it; Gradio checked that `path` is in its cache
-
 _ANSWER_WITHIN = 5.0  # seconds that a page waits for a store that is being opened
-_REMEMBERED = 4096  # images on open pages, and values, of which it is known what the session holds
+_REMEMBERED = 4096  # sessions of which the log has told what they left
 
 _logger = logging.getLogger("async_sessions")
-
-
-def warn(what: str, error: AsyncSessionsError | TypeError | ValueError) -> None:
-    """Tell whoever looks at the page what does not work and why, and the log where it is the server's fault."""
-    if isinstance(error, StorageError):
-        _logger.warning("%s: %s", what, error)
-    gr.Warning(html.escape(f"{what}. {sentence(error)}"))
 
 
 class Visits:
@@ -78,10 +65,7 @@ class Visits:
         self.held = Held([store] if dispatcher is None else [store, dispatcher])
         self._signer = signer
         self._dispatcher = dispatcher
-        # by session key, slot and path: the blob; by session key, page and name: the value; by page and slot: the path
-        self._shown: LRUCache[tuple[str, str, str], str] = LRUCache(_REMEMBERED)
-        self._values: LRUCache[tuple[str, str, str], Any] = LRUCache(_REMEMBERED)
-        self._refused: LRUCache[tuple[str, str], str] = LRUCache(_REMEMBERED)
+        self.tabs = Tabs(self)
 
     async def signer(self) -> CookieSigner:
         if self._signer is None:
@@ -156,80 +140,10 @@ class Visits:
         except SessionNotFoundError:
             return None
 
-    async def keep(self, request: gr.Request, slot: str, payload: Payload) -> None:
-        """Store an upload. Raises what `store_image` does; `ImageRejectedError` for a payload without a file."""
-        session = await self.session(request)
-        if session is None:
-            gr.Warning("This image is not kept: your browser sends no cookie. Allow cookies for this site.")
-            return
-        try:
-            await self._store(session, slot, payload)
-        except (ImageRejectedError, QuotaExceededError):
-            self._refused[str(request.session_hash), slot] = str(payload.get("path"))
-            raise
-
-    def was_refused(self, request: gr.Request, slot: str, payload: Payload | None) -> bool:
-        """Whether what this page shows in `slot` is the upload that was refused last; told once."""
-        refused = self._refused.pop((str(request.session_hash), slot), None)
-        return payload is not None and payload.get("path") == refused
-
-    async def keep_value(self, request: gr.Request, name: str, value: Any) -> None:
-        """Store a value, unless it is the one that was just shown to this page, or kept for it."""
-        if (session := await self.session(request)) is None:
-            return
-        known = session.key, str(request.session_hash), name
-        if known not in self._values or self._values[known] != value:
-            await session.update_state(**{name: value})
-            self._values[known] = value
-
-    async def keep_shown(self, session: Session, shown: Mapping[str, Payload]) -> None:
-        """Make `session` hold the images that the page shows: it may have expired, or been changed, under that page."""
-        try:
-            held = (await session.info()).images
-        except SessionNotFoundError:
-            held = {}
-            self._forget_values(session.key)
-            await session.update_state()  # it begins anew
-        for slot, payload in shown.items():
-            record, path = held.get(slot), str(payload.get("path"))
-            if record is None:
-                await self._store(session, slot, payload)
-            elif not await self._shows(session, slot, path, record):
-                try:
-                    await self._store(session, slot, payload)
-                except StorageError as error:
-                    if not isinstance(error.__cause__, FileNotFoundError):
-                        raise
-                    # an upload that Gradio has removed since it was stored; the slot still holds it
-
-    async def _shows(self, session: Session, slot: str, path: str, record: ImageRecord) -> bool:
-        if self._shown.get((session.key, slot, path)) == record.blob:
-            return True
-        return cache.is_copy_of(path, record.blob, folder=get_upload_folder(), key=await self.signer())
-
-    async def restored(self, request: gr.Request, slots: Iterable[str]) -> tuple[dict[str, str], Mapping[str, Any]]:
-        """What to show again: paths of copies of the images, by slot, and the state. A damaged image is left out.
-
-        It counts as use of the session.
-        """
-        if (found := await self.found(request)) is None:
-            return {}, {}
-        session, info = found
-        try:
-            await session.touch()
-        except (SessionNotFoundError, StorageError) as error:
-            _logger.warning("the use of session %s is not recorded: %s", session.key, error)
-        paths = {}
-        for slot in slots:
-            if record := info.images.get(slot):
-                try:
-                    paths[slot] = await self.copy(session, record, slot)
-                    self._shown[session.key, slot, paths[slot]] = record.blob
-                except StorageError as error:
-                    warn(f"The {slot} image can't be shown", error)
-        page = str(request.session_hash)
-        self._values.update({(session.key, page, name): value for name, value in info.state.items()})
-        return paths, info.state
+    async def images_of(self, request: gr.Request) -> Mapping[str, ImageRecord]:
+        """The images of the request's session, by slot."""
+        found = await self.found(request)
+        return {} if found is None else found[1].images
 
     async def copy(self, session: Session, record: ImageRecord | OutputRecord, name: str) -> str:
         return await cache.copy_of(session, record, name, folder=get_upload_folder(), key=await self.signer())
@@ -250,20 +164,8 @@ class Visits:
                 with suppress(JobNotFoundError):
                     await (await self._dispatcher.job(session, job.id)).cancel()
         await session.delete()
-        self._forget_values(session.key)
-        uploads = [path for key, _, path in self._shown if key == session.key]
-        await cache.remove_uploads(uploads, folder=get_upload_folder())
+        await cache.remove_uploads(self.tabs.forget(session.key), folder=get_upload_folder())
         await cache.forget(_blobs(info), folder=get_upload_folder(), key=await self.signer())
-
-    def _forget_values(self, session_key: str) -> None:
-        for known in [known for known in self._values if known[0] == session_key]:
-            del self._values[known]
-
-    async def _store(self, session: Session, slot: str, payload: Payload) -> None:
-        if not (path := payload.get("path")):
-            raise ImageRejectedError("unsupported_format", "That is not an image file; choose a JPEG, PNG or WebP.")
-        record = await session.store_image(Path(path), slot, name=payload.get("orig_name"))
-        self._shown[session.key, slot, path] = record.blob
 
 
 def is_video(record: OutputRecord) -> bool:

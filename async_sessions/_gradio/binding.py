@@ -1,0 +1,221 @@
+"""The components that belong to the session: what users put into them is kept, and shown again.
+
+Gradio hands the request to a handler by its annotation, so every annotation of a handler must resolve at run time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from async_sessions._gradio import cache
+from async_sessions._gradio.html import warn
+from async_sessions._gradio.listeners import QUIET, Payload, put_at_root
+from async_sessions._gradio.question import KEEP, element, question_html
+from async_sessions.errors import (
+    AsyncSessionsError,
+    ImageRejectedError,
+    InvalidKeyError,
+    QuotaExceededError,
+    RevisionConflictError,
+)
+
+if TYPE_CHECKING:
+    from gradio.components import Component
+    from gradio.events import Dependency
+
+    from async_sessions._gradio.visits import Visits
+
+ImageComponent: TypeAlias = gr.Image | gr.ImageEditor
+
+_logger = logging.getLogger("async_sessions")
+
+
+class Binding:
+    """Image components by slot and value components by name, as `GradioSessions.bind` was given them for a page."""
+
+    def __init__(self, visits: Visits, *, images: Mapping[str, ImageComponent], state: Mapping[str, Component]) -> None:
+        for slot, image in images.items():
+            visits.store.check_slot(slot)
+            if not isinstance(image, gr.Image | gr.ImageEditor):
+                raise TypeError(
+                    f"images={{{slot!r}: ...}} is a gr.Image or gr.ImageEditor, not a {type(image).__name__}; "
+                    "values go to state=."
+                )
+        for name, component in state.items():
+            _check_value(name, component)
+        places = {f"images[{slot!r}]": image for slot, image in images.items()}
+        _check_once({**places, **{f"state[{name!r}]": component for name, component in state.items()}})
+        self._visits = visits
+        self.images = dict(images)
+        self.state = dict(state)
+
+    def check_slots(self, slots: Iterable[str]) -> None:
+        """`InvalidKeyError` for one that no image is bound to."""
+        for slot in slots:
+            if slot not in self.images:
+                bound = ", ".join(self.images) or "none"
+                raise InvalidKeyError(f"No image is bound to the slot {slot!r}, bind(images=...) has {bound}.")
+
+    def listen(self, page: gr.Blocks) -> list[Dependency]:
+        """Keep what users do from now on; returns the events after which the session holds other images."""
+        self._question = element()
+        put_at_root(self._question, page)
+        self._revision = gr.State()
+        changes = [event for slot, image in self.images.items() for event in self._bind_image(slot, image)]
+        for name, component in self.state.items():
+            self._bind_state(name, component)
+        bound = [*self.images.values(), *self.state.values()]
+        if bound:
+            page.load(self._restore, None, bound, **QUIET)
+        outputs = [*bound, self._revision]
+        self._question.focus(self._refresh, None, outputs, trigger_mode="always_last", **QUIET)
+        changes.append(self._revision.change(_nothing, None, None, **QUIET))
+        answered = self._question.select(
+            self._answer, None, [*self.images.values(), self._question], trigger_mode="multiple", **QUIET
+        )
+        return [*changes, answered]
+
+    async def restored(self, request: gr.Request, *, fill: bool = False) -> dict[Component, Any]:
+        """What the bound components shall show. `fill`: nothing, where the session holds nothing."""
+        try:
+            images, state = await self._visits.tabs.restored(request, self.images, self.state)
+        except AsyncSessionsError as error:
+            warn("What is kept for you can't be shown", error)
+            return {}
+        updates: dict[Component, Any] = {
+            self.images[slot]: path for slot, path in images.items() if fill or path is not None
+        }
+        return updates | {self.state[name]: value for name, value in state.items()}
+
+    def _bind_image(self, slot: str, image: ImageComponent) -> list[Dependency]:
+        async def upload(payload: Payload | None, request: gr.Request) -> Any:
+            file = await file_of(image, payload)
+            return gr.skip() if file is None else await self._keep_upload(request, slot, file)
+
+        async def settle(payload: Payload | None, request: gr.Request) -> Any:
+            """Show what is kept in place of a refused upload, or of an older image that was on its way to the page."""
+            try:
+                outdated = await self._visits.tabs.is_outdated(request, slot, await file_of(image, payload))
+            except AsyncSessionsError:
+                return gr.skip()  # the page says so already
+            return await self._kept(request, slot) if outdated else gr.skip()
+
+        async def clear(request: gr.Request) -> Any:
+            try:
+                await self._visits.tabs.remove(request, slot)
+            except RevisionConflictError:
+                gr.Info("Another tab has put this image there meanwhile. Remove it again if you want it gone.")
+                return await self._kept(request, slot)
+            except AsyncSessionsError as error:
+                warn("The image is still kept", error)
+            return gr.skip()
+
+        # One queue for all, so that they start in the order in which the browser sent them.
+        options = {**QUIET, "concurrency_id": f"async_sessions_{slot}"}
+        # "once", the default, would drop an upload while another is stored; "always_last" sends it afterwards.
+        uploading = {"preprocess": False, "trigger_mode": "always_last", **options}
+        settling = {"preprocess": False, "trigger_mode": "multiple", **QUIET}
+        stored = [image.upload(upload, image, self._question, **uploading)]
+        if isinstance(image, gr.ImageEditor):
+            stored.append(image.apply(upload, image, self._question, **uploading))
+        cleared = image.clear(clear, None, image, trigger_mode="multiple", **options)
+        return [event.then(settle, image, image, **settling) for event in (*stored, cleared)]
+
+    def _bind_state(self, name: str, component: Component) -> None:
+        async def keep(value: Any, request: gr.Request) -> None:
+            try:
+                await self._visits.tabs.keep_value(request, name, value)
+            except (AsyncSessionsError, TypeError, ValueError) as error:
+                warn("A setting is not kept", error)
+
+        # `input` would be the user alone, but misses text that is pasted or cut and a slider that is reset
+        component.change(keep, component, None, preprocess=False, trigger_mode="always_last", **QUIET)  # type: ignore[attr-defined]
+
+    async def _keep_upload(self, request: gr.Request, slot: str, payload: Payload) -> Any:
+        """Returns what to ask the user."""
+        try:
+            await self._visits.tabs.keep(request, slot, payload)
+        except RevisionConflictError:
+            return question_html(await self._visits.tabs.conflicts(request))
+        except (ImageRejectedError, QuotaExceededError) as error:
+            warn("This file is not kept", error)
+        except AsyncSessionsError as error:
+            warn("This image is not kept", error)
+        return gr.skip()
+
+    async def _kept(self, request: gr.Request, slot: str) -> Any:
+        """What one of the images shall show."""
+        try:
+            images, _ = await self._visits.tabs.restored(request, [slot])
+        except AsyncSessionsError as error:
+            warn(f"The {slot} image can't be shown", error)
+            return gr.skip()
+        return images.get(slot, gr.skip())
+
+    async def _restore(self, request: gr.Request) -> Any:
+        return await self.restored(request) or gr.skip()
+
+    async def _refresh(self, request: gr.Request) -> Any:
+        """What another tab has done since, for a page that is looked at again. One that fails waits for the next."""
+        try:
+            found = await self._visits.found(request)
+            images, state = await self._visits.tabs.restored(request, self.images, self.state, news=True)
+        except AsyncSessionsError as error:
+            _logger.warning("a page can't look for news: %s", error)
+            return gr.skip()
+        revision = None if found is None else found[1].revision
+        shown: dict[Component, Any] = {self.images[slot]: path for slot, path in images.items()}
+        return {**shown, **{self.state[name]: value for name, value in state.items()}, self._revision: revision}
+
+    async def _answer(self, event: gr.EventData, request: gr.Request) -> Any:
+        answer = event._data if isinstance(event._data, dict) else {}
+        slot, keep = answer.get("slot"), answer.get("keep")
+        shown: dict[Component, Any] = {}
+        try:
+            if not isinstance(slot, str) or slot not in self.images or keep not in KEEP:
+                return gr.skip()
+            if (mine := await self._visits.tabs.answered(request, slot)) is not None:
+                if keep == "mine":
+                    await self._keep_upload(request, slot, mine)
+                else:
+                    shown[self.images[slot]] = await self._kept(request, slot)
+            return {**shown, self._question: question_html(await self._visits.tabs.conflicts(request))}
+        except AsyncSessionsError as error:
+            warn("Your answer has no effect", error)
+            return gr.skip()
+
+
+async def file_of(image: Component, payload: Payload | None) -> Payload | None:
+    """What the browser says that `image` shows, as one file: of an editor what all its layers make together."""
+    if payload is None or "path" in payload:
+        return payload
+    blobs = image.blob_storage.pop(str(payload.get("id")), None) if isinstance(image, gr.ImageEditor) else None
+    if blobs is not None:  # as an app gets it that listens to each stroke: not as files
+        data = blobs.composite or blobs.background
+        return None if data is None else {"path": await cache.keep_upload(data, folder=get_upload_folder())}
+    return payload.get("composite") or payload.get("background")
+
+
+def _nothing() -> None:
+    """For what follows."""
+
+
+def _check_value(name: str, component: Component) -> None:
+    """What is kept comes from browsers, and back through the component: none that takes it for files or for code's."""
+    if getattr(component, "data_model", None) is not None or isinstance(component, gr.JSON | gr.State):
+        raise TypeError(
+            f"state={{{name!r}: ...}} keeps plain values that users enter, not what a {type(component).__name__} "
+            "holds; images= keeps images."
+        )
+
+
+def _check_once(components: Mapping[str, Component]) -> None:
+    places: dict[int, str] = {}
+    for place, component in components.items():
+        if (other := places.setdefault(component._id, place)) != place:
+            raise ValueError(f"{other} and {place} are one component; give each a component of its own.")

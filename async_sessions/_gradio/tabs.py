@@ -1,0 +1,261 @@
+"""The open pages of a session: what users put there is kept, what is kept is shown, nothing unseen is undone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import gradio as gr
+from cachetools import LRUCache
+from gradio.utils import get_upload_folder
+
+from async_sessions._gradio import cache
+from async_sessions._gradio.html import warn
+from async_sessions._gradio.question import Conflict
+from async_sessions._gradio.seen import EMPTY, Seen
+from async_sessions.errors import (
+    ImageRejectedError,
+    QuotaExceededError,
+    RevisionConflictError,
+    SessionNotFoundError,
+    StorageError,
+)
+
+if TYPE_CHECKING:
+    from async_sessions._gradio.listeners import Payload
+    from async_sessions._gradio.visits import Visits
+    from async_sessions.records import ImageRecord
+    from async_sessions.session import Session
+
+_REMEMBERED: Final = 4096  # images on open pages, of which it is known what the session holds
+_VALUE: Final = "value "  # and a name: what `Seen` knows a value by; no slot has such a name
+
+_UNSET: Final = object()  # of a value that the session does not have
+
+_logger = logging.getLogger("async_sessions")
+
+
+class Tabs:
+    """By `name` and slot, for the page that sent a request. What is shown of a session is what its pages have seen."""
+
+    def __init__(self, visits: Visits) -> None:
+        self._visits = visits
+        self._seen = Seen()
+        # by session key, slot and path: the blob; by page and slot: the path
+        self._shown: LRUCache[tuple[str, str, str], str] = LRUCache(_REMEMBERED)
+        self._refused: LRUCache[tuple[str, str], str] = LRUCache(_REMEMBERED)
+
+    async def keep(self, request: gr.Request, slot: str, payload: Payload) -> None:
+        """Store an upload. Raises what `store_image` does; `ImageRejectedError` for a payload without a file.
+
+        `RevisionConflictError` where the slot holds an image by now that this page has not shown.
+        """
+        self._seen.act(request, slot)
+        async with self._seen.turn(request, slot):
+            if (session := await self._visits.session(request)) is None:
+                gr.Warning("This image is not kept: your browser sends no cookie. Allow cookies for this site.")
+                return
+            self._seen.answered(request, session.key, slot)
+            try:
+                digest = await self._replace(request, session, slot, payload)
+            except (ImageRejectedError, QuotaExceededError):
+                self._refused[str(request.session_hash), slot] = str(payload.get("path"))
+                raise
+            self._seen.saw(request, session.key, slot, digest)
+
+    async def _replace(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> str:
+        while True:
+            seen = self._seen.seen(request, session.key, slot)
+            held = (await self._visits.images_of(request)).get(slot)
+            if held is not None and await cache.holds(str(payload.get("path")), held):
+                return held.digest  # an editor uploads what it is made to show
+            try:
+                return (await self._store(session, slot, payload, replaces=seen)).digest
+            except RevisionConflictError:
+                if (other := (await self._visits.images_of(request)).get(slot)) is None:
+                    continue  # it is gone again
+                try:
+                    thumbnail = await (await session.read_record(other)).thumbnail()
+                except StorageError:
+                    thumbnail = None
+                self._seen.ask(request, session.key, slot, Conflict(slot, payload, other, thumbnail))
+                self._seen.saw(request, session.key, slot, other.digest)
+                raise
+
+    async def conflicts(self, request: gr.Request) -> Collection[Conflict]:
+        """The uploads of this page that are not kept until its user says so."""
+        session = await self._visits.session(request)
+        return () if session is None else self._seen.asked(request, session.key).values()
+
+    async def answered(self, request: gr.Request, slot: str) -> Payload | None:
+        """The upload that waited for this answer, if one did."""
+        session = await self._visits.session(request)
+        conflict = None if session is None else self._seen.answered(request, session.key, slot)
+        return None if conflict is None else conflict.mine
+
+    async def remove(self, request: gr.Request, slot: str) -> None:
+        """Empty a slot. `RevisionConflictError` where it holds an image by now that this page has not shown."""
+        self._seen.act(request, slot)
+        async with self._seen.turn(request, slot):
+            if (session := await self._visits.session(request)) is None:
+                return
+            self._seen.answered(request, session.key, slot)
+            while not await self._removed(session, slot, self._seen.seen(request, session.key, slot)):
+                pass
+            self._seen.saw(request, session.key, slot, EMPTY)
+
+    async def _removed(self, session: Session, slot: str, seen: str | None) -> bool:
+        """Whether the slot is empty now; if not, something else of the session was changed in between."""
+        try:
+            info = await session.info()
+        except SessionNotFoundError:
+            return True
+        if slot in info.images and seen not in (None, info.images[slot].digest):
+            raise RevisionConflictError(f"Another tab has put another image into {slot!r}.")
+        try:
+            await session.clear_image(slot, if_revision=info.revision)
+        except SessionNotFoundError:
+            return True
+        except RevisionConflictError:
+            return False
+        return True
+
+    async def is_outdated(self, request: gr.Request, slot: str, payload: Payload | None) -> bool:
+        """Whether the page shows the upload that was refused last, or a copy of what the slot does not hold any more.
+
+        A copy is shown after what the user chose if it was on its way to the page. Another choice of the user's by now
+        is neither.
+        """
+        refused = self._refused.pop((str(request.session_hash), slot), None)
+        path = "" if payload is None else str(payload.get("path"))
+        if path == refused:
+            return True
+        if (session := await self._visits.session(request)) is None:
+            return False
+        blob = self._shown.get((session.key, slot, path))
+        if blob is None or not cache.is_copy_of(
+            path, blob, folder=get_upload_folder(), key=await self._visits.signer()
+        ):
+            return False
+        held = (await self._visits.images_of(request)).get(slot)
+        return held is None or held.blob != blob
+
+    async def keep_value(self, request: gr.Request, name: str, value: Any) -> None:
+        """Store a value, unless it is the one that was just shown to this page, or kept for it."""
+        self._seen.act(request, _VALUE + name)
+        if (session := await self._visits.session(request)) is None:
+            return
+        known = self._seen.knows(request, session.key, _VALUE + name)
+        if not known or self._seen.seen(request, session.key, _VALUE + name) != value:
+            await session.update_state(**{name: value})
+            self._seen.saw(request, session.key, _VALUE + name, value)
+
+    async def keep_shown(
+        self, request: gr.Request, session: Session, shown: Mapping[str, Payload]
+    ) -> dict[str, ImageRecord]:
+        """The images that the page shows, by slot, as `session` keeps them: stored again where it has expired.
+
+        Where another tab has replaced what this page shows, that stays as it is.
+        """
+        try:
+            await session.info()
+        except SessionNotFoundError:
+            self._seen.forget(session.key, _VALUE)
+            await session.update_state()  # it begins anew
+        return {slot: await self._kept_shown(request, session, slot, payload) for slot, payload in shown.items()}
+
+    async def _kept_shown(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> ImageRecord:
+        async with self._seen.turn(request, slot):
+            info, path = await session.info(), str(payload.get("path"))
+            held = info.images.get(slot)
+            if held is None or not await self._shows(session, slot, path, held):
+                seen = self._seen.seen(request, session.key, slot)
+                for record in (each.record for each in info.recent if held is not None and each.slot == slot):
+                    if record.digest == seen and await self._shows(session, slot, path, record):
+                        return record
+                try:
+                    held = await self._store(session, slot, payload)
+                except StorageError as error:
+                    if held is None or not isinstance(error.__cause__, FileNotFoundError):
+                        raise
+                    # an upload that Gradio has removed since it was stored; the slot still holds it
+            self._seen.answered(request, session.key, slot)
+            self._seen.saw(request, session.key, slot, held.digest)
+            return held
+
+    async def _shows(self, session: Session, slot: str, path: str, record: ImageRecord) -> bool:
+        if self._shown.get((session.key, slot, path)) == record.blob:
+            return True
+        if cache.is_copy_of(path, record.blob, folder=get_upload_folder(), key=await self._visits.signer()):
+            return True
+        return await cache.holds(path, record)  # an editor uploads anew what it shows
+
+    async def restored(
+        self, request: gr.Request, slots: Iterable[str], names: Iterable[str] = (), *, news: bool = False
+    ) -> tuple[dict[str, str | None], dict[str, Any]]:
+        """What to show: paths of copies of the images, `None` where there is none, and values. It counts as use.
+
+        What is damaged is as if it was not there, but for a notice. What the user has changed on this page meanwhile is
+        left out, and with `news` also what this page has seen; one that is not known (the server was started
+        anew) has seen all.
+        """
+        memory, values = self._seen, {_VALUE + name: name for name in names}
+        acts = memory.acts(request, (*slots, *values))
+        if (session := await self._visits.session(request)) is None:
+            return {}, {}
+        images, state = await self._held(request)
+        holds = {slot: images[slot].digest if slot in images else EMPTY for slot in slots}
+        holds |= {value: state.get(name, _UNSET) for value, name in values.items()}
+        shown = {name for name, what in holds.items() if what is not _UNSET}
+        if news:
+            shown -= memory.asked(request, session.key).keys()
+            shown = {name for name in shown if memory.knows(request, session.key, name)}
+            shown = {name for name in shown if memory.seen(request, session.key, name) != holds[name]}
+        paths: dict[str, str | None] = {}
+        for slot in shown & set(slots):
+            try:
+                paths[slot] = await self._path(session, slot, images.get(slot))
+            except StorageError as error:
+                paths[slot] = None
+                warn(f"The {slot} image can't be shown", error)
+        now = memory.acts(request, holds)
+        for name in holds:
+            if now[name] != acts[name]:
+                paths.pop(name, None)
+                shown.discard(name)
+            elif name in shown or not memory.knows(request, session.key, name):
+                memory.saw(request, session.key, name, holds[name])
+        return paths, {values[name]: holds[name] for name in shown & values.keys()}
+
+    async def _held(self, request: gr.Request) -> tuple[Mapping[str, ImageRecord], Mapping[str, Any]]:
+        if (found := await self._visits.found(request)) is None:
+            return {}, {}
+        session, info = found
+        try:
+            await session.touch()
+        except (SessionNotFoundError, StorageError) as error:
+            _logger.warning("the use of session %s is not recorded: %s", session.key, error)
+        return info.images, info.state
+
+    async def _path(self, session: Session, slot: str, record: ImageRecord | None) -> str | None:
+        if record is None:
+            return None
+        path = await self._visits.copy(session, record, slot)
+        self._shown[session.key, slot, path] = record.blob
+        return path
+
+    async def _store(
+        self, session: Session, slot: str, payload: Payload, *, replaces: str | None = None
+    ) -> ImageRecord:
+        if not (path := payload.get("path")):
+            raise ImageRejectedError("unsupported_format", "That is not an image file; choose a JPEG, PNG or WebP.")
+        record = await session.store_image(Path(path), slot, name=payload.get("orig_name"), replaces=replaces)
+        self._shown[session.key, slot, path] = record.blob
+        return record
+
+    def forget(self, key: str) -> list[str]:
+        """Of a session that is over: the values that its pages have seen; returns the paths that they showed."""
+        self._seen.forget(key, _VALUE)
+        return [path for known, _, path in self._shown if known == key]
