@@ -28,6 +28,7 @@ from async_sessions._gradio.lifespan import composed, stop_signals
 from async_sessions._gradio.listeners import QUIET, Reactions, page_in_progress
 from async_sessions._gradio.panel import Panel
 from async_sessions._gradio.queue import Queue
+from async_sessions._gradio.results import Result
 from async_sessions._gradio.visits import Payload, Visits, warn
 from async_sessions.asgi import CookieSigner, SessionImages
 from async_sessions.errors import (
@@ -188,14 +189,17 @@ class GradioSessions:
         button: gr.Button,
         *,
         pipeline: Component | str,
-        video: gr.Video,
+        video: gr.Video | None = None,
+        image: gr.Image | None = None,
+        gallery: gr.Gallery | None = None,
         params: Mapping[str, Component] | None = None,
         slots: Mapping[str, Collection[str]] | None = None,
         cancel: gr.Button | None = None,
         progress: gr.HTML | None = None,
     ) -> gr.HTML:
-        """Make `button` run a pipeline on the images that the page shows, and show the video. After `bind`.
+        """Make `button` run a pipeline on the images that the page shows, and show what it makes. After `bind`.
 
+        That goes to one of `video`, `image`, which gets the first image of a run, and `gallery`, which gets all.
         `pipeline` is the name of one, or the component that chooses it; `slots` says which of the bound images each
         takes, all where it says nothing. `params` are the values to run it with; an empty one is left to the pipeline.
         `cancel` ends the session's runs. Progress is shown in `progress`, or in an element made here; it is returned.
@@ -207,6 +211,7 @@ class GradioSessions:
         if self.dispatcher is None:
             raise RuntimeError("bind_generate() needs a dispatcher; pass one to GradioSessions.")
         bar = gr.HTML() if progress is None else progress
+        result = Result(video=video, image=image, gallery=gallery)
         generate = Generate(
             self._visits,
             self.dispatcher,
@@ -214,7 +219,7 @@ class GradioSessions:
             slots=slots or {},
             button=button,
             cancel=cancel,
-            video=video,
+            result=result,
             bar=bar,
         )
         clicked = generate.bind(page, pipeline, params or {})
@@ -222,7 +227,7 @@ class GradioSessions:
             self._changed.on(event)
         self._submitted.on(clicked)
         self._retried.react(lambda event: self._changed.on(generate.follow_after(event)))
-        self._cleared.react(lambda event: event.success(lambda: (None, ""), None, [video, bar], **QUIET))
+        self._cleared.react(lambda event: event.success(lambda: (None, ""), None, [result.component, bar], **QUIET))
         return bar
 
     def launch_options(self, **options: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from async_sessions.session import Session
 
 _SUFFIXES = {
+    "image/gif": ".gif",
     "image/jpeg": ".jpg",
     "image/png": ".png",
     "image/webp": ".webp",

@@ -17,7 +17,7 @@ from cachetools import LRUCache
 from async_sessions._gradio.html import message_html
 from async_sessions._gradio.listeners import QUIET
 from async_sessions._gradio.status import status_html
-from async_sessions._gradio.visits import Payload, Visits, is_video, warn
+from async_sessions._gradio.visits import Payload, Visits, warn
 from async_sessions.errors import (
     AsyncSessionsError,
     CorruptBlobError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from gradio.components import Component
     from gradio.events import Dependency
 
+    from async_sessions._gradio.results import Result
     from async_sessions.dispatch.base import Dispatcher, Job
     from async_sessions.records import JobInfo, OutputRecord
     from async_sessions.session import Session
@@ -56,7 +57,7 @@ class Generate:
         slots: Mapping[str, Collection[str]],
         button: gr.Button,
         cancel: gr.Button | None,
-        video: gr.Video,
+        result: Result,
         bar: gr.HTML,
     ) -> None:
         self._visits = visits
@@ -65,10 +66,10 @@ class Generate:
         self._slots = slots
         self._button = button
         self._cancel = cancel
-        self._video = video
+        self._result = result
         self._bar = bar
         self._buttons = [button] if cancel is None else [button, cancel]
-        self._outputs = [bar, video, *self._buttons]
+        self._outputs = [bar, result.component, *self._buttons]
         # by page: the answer that follows runs; those it asked for and has not seen; its session, if it sends no cookie
         self._followers: LRUCache[str, object] = LRUCache(MAX_PAGES)
         self._asked: LRUCache[str, list[str]] = LRUCache(MAX_PAGES)
@@ -91,7 +92,7 @@ class Generate:
                 async for update in updates:
                     yield update
 
-        page.load(self._show_last, None, self._video, **QUIET)
+        page.load(self._show_last, None, self._result.component, **QUIET)
         inputs = [*chooser, *params.values(), *self._images.values()]
         clicked: Dependency = self._button.click(generate, inputs, self._outputs, preprocess=False, **QUIET)
         return clicked
@@ -136,19 +137,19 @@ class Generate:
         yield {**self._meanwhile(page), self._bar: message_html("Submitted")}
 
     async def _show_last(self, request: gr.Request) -> Any:
-        """The last video that the session made."""
+        """What the session made last."""
         try:
             if (found := await self._visits.found(request)) is None:
                 return gr.skip()
             session, _ = found
             for job in reversed(await self._dispatcher.jobs(session)):
                 try:
-                    if path := await self._video_copy(session, job.outputs):
-                        return path
+                    if (made := await self._result.of(self._visits, session, job.outputs.values())) is not None:
+                        return made
                 except StorageError as error:
-                    warn("A video can't be shown", error)
+                    warn("A result can't be shown", error)
         except AsyncSessionsError as error:
-            _logger.warning("a session's last video can't be shown: %s", error)  # the page says so already
+            _logger.warning("a session's last result can't be shown: %s", error)  # the page says so already
         return gr.skip()
 
     async def _follow(self, request: gr.Request) -> AsyncGenerator[Any, None]:
@@ -198,21 +199,25 @@ class Generate:
     async def _followed(self, session: Session, entry: JobInfo) -> AsyncGenerator[Updates, None]:
         """Progress, then the result."""
         job, shown_at = await self._dispatcher.job(session, entry.id), 0.0
+        preview: bytes | None = None
         more = await self._others(session, entry)
         if entry.unfinished and await job.latest() is None:
             yield {self._bar: status_html(None, self._visits.store.clock(), more=more)}
         events = job.events()
         try:
             async for event in events:
+                preview = (event.preview or preview) if isinstance(event, Progress) else None
                 if isinstance(event, Progress) and event.step < event.total:
                     if anyio.current_time() - shown_at < UPDATE_INTERVAL:
                         continue
                     shown_at = anyio.current_time()
                 else:
                     more = await self._others(session, entry)
-                update: Updates = {self._bar: status_html(event, self._visits.store.clock(), more=more)}
-                if isinstance(event, Succeeded) and (path := await self._result(session, job, event.outputs)):
-                    update[self._video] = path
+                now = self._visits.store.clock()
+                update: Updates = {self._bar: status_html(event, now, more=more, preview=preview)}
+                if isinstance(event, Succeeded):
+                    made = await self._made(session, job, event.outputs)
+                    update.update({} if made is None else {self._result.component: made})
                 yield update
         finally:
             await _close(events)
@@ -226,17 +231,12 @@ class Generate:
         warn("The run can't be followed any more", error)
         return message_html("Lost sight of the run. Reload the page to look for it.")
 
-    async def _result(self, session: Session, job: Job, outputs: Mapping[str, OutputRecord]) -> str | None:
+    async def _made(self, session: Session, job: Job, outputs: Mapping[str, OutputRecord]) -> Any:
         try:
-            return await self._video_copy(session, outputs)
+            return await self._result.of(self._visits, session, outputs.values())
         except CorruptBlobError:
             await job.info()  # `JobNotFoundError`: it was cleared meanwhile
             raise
-
-    async def _video_copy(self, session: Session, outputs: Mapping[str, OutputRecord]) -> str | None:
-        for record in filter(is_video, outputs.values()):
-            return await self._visits.copy_result(session, record)
-        return None
 
     async def _session(self, request: gr.Request) -> Session | None:
         found = await self._visits.found(request)

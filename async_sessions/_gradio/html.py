@@ -46,13 +46,8 @@ def sentence(error: AsyncSessionsError | TypeError | ValueError) -> str:
             return str(error)
 
 
-def progress_html(text: str, fraction: float) -> str:
-    """A line of plain text over a bar; `fraction` is from 0 to 1."""
-    return box_html(bar_html(text, fraction))
-
-
 def bar_html(text: str, fraction: float) -> str:
-    """`progress_html` without a box."""
+    """A line of plain text over a bar; `fraction` is from 0 to 1."""
     percent = 100 * min(max(fraction, 0.0), 1.0)
     text = html.escape(text)
     bar = f'<div style="{TRACK}"><div style="{BAR.format(percent=percent)}"></div></div>'

@@ -14,8 +14,9 @@ from cachetools import LRUCache
 
 from async_sessions._gradio.html import message_html, sentence
 from async_sessions._gradio.listeners import QUIET, tab_in_progress
+from async_sessions._gradio.results import is_image, is_video
 from async_sessions._gradio.runs import Shown, choice_of, ordered, runs_html
-from async_sessions._gradio.visits import Visits, is_video, warn
+from async_sessions._gradio.visits import Visits, warn
 from async_sessions.errors import (
     AsyncSessionsError,
     DispatchError,
@@ -54,9 +55,11 @@ class Queue:
                 cancel = gr.Button("Cancel", size="sm", variant="stop", min_width=100)
                 self._cancel_all = gr.Button("Cancel all", size="sm", variant="stop", min_width=100, interactive=False)
         self._video = gr.Video(label="Result", interactive=False, visible=False)
+        self._images = gr.Gallery(label="Result", interactive=False, visible=False)
         self._files = gr.File(label="Files of the result", interactive=False, visible=False)
         listen = {"preprocess": False, **QUIET}
-        show.click(self._show, self._choice, [self._video, self._files], **listen)
+        self._results = [self._video, self._images, self._files]
+        show.click(self._show, self._choice, self._results, **listen)
         self.retried = retry.click(self._retry, self._choice, None, **listen)
         for event in (
             cancel.click(self._cancel, self._choice, None, **listen),
@@ -75,11 +78,11 @@ class Queue:
     def empty_after(self, event: Dependency) -> None:
         """For what clears the session."""
         nothing = runs_html((), self._visits.store.clock())
-        outputs = [self.list, self._choice, self._cancel_all, self._video, self._files]
+        outputs = [self.list, self._choice, self._cancel_all, *self._results]
 
         def empty() -> Any:
             hidden = gr.update(value=None, visible=False)
-            return nothing, gr.update(choices=[], value=None), gr.update(interactive=False), hidden, hidden
+            return nothing, gr.update(choices=[], value=None), gr.update(interactive=False), *(hidden,) * 3
 
         event.success(empty, None, outputs, **QUIET)
 
@@ -150,12 +153,14 @@ class Queue:
                 raise InvalidRequestError("This run has no result.")
             paths = {record.name: await self._visits.copy_result(session, record) for record in outputs}
             videos = [paths[record.name] for record in outputs if is_video(record)]
-            files = [paths[record.name] for record in outputs if not is_video(record)]
+            images = [paths[record.name] for record in outputs if is_image(record)]
+            files = [paths[record.name] for record in outputs if not (is_video(record) or is_image(record))]
         except AsyncSessionsError as error:
             warn("The result can't be shown", error)
             return gr.skip()
         return {
             self._video: gr.update(value=next(iter(videos), None), visible=bool(videos)),
+            self._images: gr.update(value=images or None, visible=bool(images)),
             self._files: gr.update(value=files or None, visible=bool(files)),
         }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from async_sessions._gradio.html import message_html, progress_html
+from async_sessions._gradio.html import bar_html, box_html, message_html
 from async_sessions.jobs import Cancelled, Failed, Progress, Queued, Started, Succeeded
 
 if TYPE_CHECKING:
@@ -14,16 +15,25 @@ if TYPE_CHECKING:
 
 ELSEWHERE: Final = "Another server has this run; if it has stopped, the run goes on here within half a minute"
 UNPLACED: Final = "Waiting for its place in the queue"
+_PREVIEW: Final = "display:block;margin:var(--spacing-lg) auto 0;max-width:100%;border-radius:var(--radius-md)"
 _ANNOUNCED: Final = ("", "step")  # notes that say no more than the line does
 
 
-def status_html(event: JobEvent | None, now: datetime, *, more: int = 0) -> str:
-    """`event` is the latest of a job, `None` where only its entry is known, which waits; `more` jobs wait behind it."""
+def status_html(event: JobEvent | None, now: datetime, *, more: int = 0, preview: bytes | None = None) -> str:
+    """`event` is the latest of a job, `None` where only its entry is known, which waits; `more` jobs wait behind it.
+
+    `preview` is an image file that shows what is coming.
+    """
     text = status_text(event, now)
     if isinstance(event, Failed | Cancelled):
         return message_html(text)
     behind = f" ({more} more waiting)" if more else ""
-    return progress_html(text + behind, fraction(event))
+    return box_html(bar_html(text + behind, fraction(event)) + ("" if preview is None else _picture(preview)))
+
+
+def _picture(preview: bytes) -> str:
+    source = f"data:image/webp;base64,{base64.b64encode(preview).decode()}"  # or PNG or JPEG: browsers look inside
+    return f'<img src="{source}" alt="Preview of the result" style="{_PREVIEW}">'
 
 
 def status_text(event: JobEvent | None, now: datetime) -> str:

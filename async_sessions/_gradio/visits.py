@@ -266,10 +266,6 @@ class Visits:
         self._shown[session.key, slot, path] = record.blob
 
 
-def is_video(record: OutputRecord) -> bool:
-    return record.media_type.startswith("video/")
-
-
 def _blobs(info: SessionInfo) -> Iterable[str]:
     yield from (record.blob for record in info.images.values())
     yield from (recent.record.blob for recent in info.recent)
