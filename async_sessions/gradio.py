@@ -24,11 +24,12 @@ from async_sessions import _keys
 from async_sessions._gradio.generate import Generate
 from async_sessions._gradio.identity import carrying
 from async_sessions._gradio.kept import session_info_html
-from async_sessions._gradio.lifespan import composed, stop_signals
+from async_sessions._gradio.lifespan import composed
 from async_sessions._gradio.listeners import QUIET, Reactions, page_in_progress
 from async_sessions._gradio.panel import Panel
 from async_sessions._gradio.queue import Queue
 from async_sessions._gradio.results import Result
+from async_sessions._gradio.stopping import launch
 from async_sessions._gradio.visits import Payload, Visits, warn
 from async_sessions.asgi import CookieSigner, SessionImages
 from async_sessions.errors import (
@@ -239,13 +240,7 @@ class GradioSessions:
 
     def launch(self, demo: gr.Blocks, **options: Any) -> Any:
         """`demo.launch` with sessions. Where that blocks, Ctrl-C and SIGTERM leave dispatcher and store first."""
-
-        def leave() -> None:
-            self._visits.held.close_from_thread()
-            demo.server.config.timeout_graceful_shutdown = 1  # an open page streams without end; don't wait for it
-
-        with stop_signals(leave):
-            return demo.launch(**self.launch_options(**options))
+        return launch(demo, self._visits.held, self.launch_options(**options))
 
     def mount(self, app: fastapi.FastAPI, demo: gr.Blocks, path: str = "/", **options: Any) -> fastapi.FastAPI:
         """`gr.mount_gradio_app` with sessions."""
