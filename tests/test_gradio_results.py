@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.steps import StepPipeline, local
 from tests.test_gradio import ANN, BOB, SECRET
 
 if TYPE_CHECKING:
-    from async_sessions.jobs import Output
+    from async_sessions.jobs import JobContext, Output
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
 
@@ -48,7 +49,8 @@ class App:
             self.go = gr.Button("Go")
             self.result: Any = gr.Gallery() if kind == "gallery" else gr.Image()
             self.sessions.bind()
-            self.bar = self.sessions.bind_generate(self.go, pipeline="steps", **{kind: self.result})
+            shown: dict[str, Any] = {kind: self.result}
+            self.bar = self.sessions.bind_generate(self.go, pipeline="steps", **shown)
             self.sessions.queue()
             self.sessions.panel()
         blocks = list(self.demo.blocks.values())
@@ -100,7 +102,7 @@ async def test_a_gallery_gets_every_image_in_the_order_of_the_pipeline(cache: Pa
             names = [Path(path).name for path in each.shows(app.result)]
             assert names == ["red.png", "blue.png"]
         assert all(Path(path).is_relative_to(cache) for path in page.shows(app.result))
-        assert (await app.open(BOB)).shows(app.result) is None
+        assert (await app.open(BOB)).shows(app.result) == []
 
 
 @pytest.mark.anyio
@@ -149,19 +151,26 @@ async def test_a_run_that_made_no_image_leaves_what_is_shown() -> None:
 @pytest.mark.anyio
 async def test_a_preview_stays_until_the_next_one_and_goes_with_the_result() -> None:
     async with running("image", made()) as app:
-        pictures = [encoded(Image.new("RGB", (8, 8), colour), "PNG") for colour in ("red", "blue")]
+        first, second = (encoded(Image.new("RGB", (8, 8), colour), "PNG") for colour in ("red", "blue"))
+        told = {"1 of 1": first, "2 of 2": None, "3 of 3": second}
+        seen = {text: threading.Event() for text in told}
 
-        def look(context: Any) -> None:
-            for preview in (pictures[0], None, pictures[1]):
-                context.report(2, 2, preview=preview)
+        def tell(context: JobContext) -> None:
+            for step, (text, preview) in enumerate(told.items(), 1):
+                context.report(step, step, preview=preview)
+                assert seen[text].wait(30)
 
-        app.steps.before_generate = look
+        app.steps.before_generate = tell
         page = await app.open()
-        seen = []
+        pictures = {}
         async for _ in page.run(page.listener(app.go, "click")):
-            found = re.findall(r'src="data:image/webp;base64,([^"]+)"', page.shows(app.bar))
-            seen += [base64.b64decode(each) for each in found if base64.b64decode(each) not in seen]
-        assert seen[-1] == pictures[1]
+            bar = page.shows(app.bar)
+            for text in told:
+                if f"Step {text}" in bar:
+                    (source,) = re.findall(r'src="data:image/webp;base64,([^"]+)"', bar)
+                    pictures[text] = base64.b64decode(source)
+                    seen[text].set()
+        assert pictures == {"1 of 1": first, "2 of 2": first, "3 of 3": second}
         assert "<img" not in page.shows(app.bar)
 
 
@@ -225,7 +234,8 @@ def test_a_run_that_makes_images_is_followed_picked_up_and_shown_in_every_tab(
     look(page, "results_preview")
     page.goto(server.url)
     assert shown(page, "#progress") == [(48, 32)]
-    tab = opened(context.new_page(), server.url)
+    tab = context.new_page()
+    tab.goto(server.url)
     tab.locator("#progress img").wait_for()
     page.click("#every")
     expect(page.locator("#progress")).to_contain_text("1 more waiting")
