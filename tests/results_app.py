@@ -86,4 +86,10 @@ if __name__ == "__main__":
                 sessions.queue()
             with gr.Tab("Your session"):
                 sessions.panel()
+
+        async def kept(request: gr.Request) -> dict[str, list[int]]:
+            """For programs: the sizes of the images that the session holds."""
+            return {slot: list(image.size) for slot, image in (await sessions.images(request)).items()}
+
+        gr.api(kept)
     sessions.launch(demo)

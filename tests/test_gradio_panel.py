@@ -242,7 +242,7 @@ async def test_a_replaced_image_goes_to_the_slot_that_is_chosen(app: App, upload
     recent = component(app, "Replaced or cleared image")
     ((digest, label),) = choices(page, recent).items()
     (removed,) = (await app.kept()).recent
-    until = f"until {removed.removed_at + app.store.grace:%d %b, %H:%M} UTC"
+    until = f"until {removed.removed_at + app.store.grace:%d %b %H:%M} UTC"
     assert label == f"start · one.png · 40 × 30 · {until}"  # noqa: RUF001 - as the panel writes it
     assert "was in start · one.png" in Read(page.shows(app.info)).text
     assert f", until {removed.removed_at + app.store.grace:%d %b %Y, %H:%M} UTC" in Read(page.shows(app.info)).text

@@ -5,6 +5,7 @@ Gradio hands the request to a handler by its annotation, so every annotation of 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping
 from contextlib import aclosing
@@ -17,7 +18,7 @@ from cachetools import LRUCache
 from async_sessions._gradio.html import message_html
 from async_sessions._gradio.listeners import QUIET
 from async_sessions._gradio.status import status_html
-from async_sessions._gradio.visits import Payload, Visits, warn
+from async_sessions._gradio.visits import PageKey, Payload, Visits, warn
 from async_sessions.errors import (
     AsyncSessionsError,
     CorruptBlobError,
@@ -71,9 +72,9 @@ class Generate:
         self._buttons = [button] if cancel is None else [button, cancel]
         self._outputs = [bar, result.component, *self._buttons]
         # by page: the answer that follows runs; those it asked for and has not seen; its session, if it sends no cookie
-        self._followers: LRUCache[str, object] = LRUCache(MAX_PAGES)
-        self._asked: LRUCache[str, list[str]] = LRUCache(MAX_PAGES)
-        self._guests: LRUCache[str, Session] = LRUCache(MAX_PAGES)
+        self._followers: LRUCache[PageKey, object] = LRUCache(MAX_PAGES)
+        self._asked: LRUCache[PageKey, list[str]] = LRUCache(MAX_PAGES)
+        self._guests: LRUCache[PageKey, Session] = LRUCache(MAX_PAGES)
 
     def bind(self, page: gr.Blocks, pipeline: Component | str, params: Mapping[str, Component]) -> Dependency:
         """Let the button submit a run, and return the event of that."""
@@ -114,12 +115,13 @@ class Generate:
     async def _generated(
         self, request: gr.Request, pipeline: str, params: Mapping[str, Any], shown: Mapping[str, Payload]
     ) -> AsyncGenerator[Any, None]:
-        page = str(request.session_hash)
+        page: PageKey | None = None
         wanted = self._slots.get(pipeline, self._images)
         shown = {slot: payload for slot, payload in shown.items() if slot in wanted}
         yield {self._button: gr.update(interactive=False), self._bar: message_html("Storing the images")}
         submitted = False
         try:
+            page = await self._visits.page(request)
             if (session := await self._visits.session(request) or self._guests.get(page)) is None:
                 # without a cookie the run has a session of its own, which ends when it is not followed any more
                 session = self._guests[page] = await self._visits.store.create_session()
@@ -131,7 +133,7 @@ class Generate:
             yield {self._bar: message_html("Not started")}
             return
         finally:
-            if not submitted:
+            if page is not None and not submitted:
                 await self._leave(page)
         self._asked.setdefault(page, []).append(job.id)
         yield {**self._meanwhile(page), self._bar: message_html("Submitted")}
@@ -158,10 +160,11 @@ class Generate:
         The browser may skip an update for the next: each says all.
         """
         yield gr.skip()  # a generator that yields nothing empties its outputs, the buttons' labels too
-        page, me = str(request.session_hash), object()
-        self._followers[page] = me
+        page, me = ("", ""), object()
         latest: Updates = {}
         try:
+            page = await self._visits.page(request)
+            self._followers[page] = me
             session = self._guests.get(page) or await self._session(request)
             while session is not None:
                 jobs = await self._dispatcher.jobs(session)
@@ -190,7 +193,7 @@ class Generate:
                 del self._followers[page]
                 await self._leave(page)
 
-    def _next(self, page: str, entries: Iterable[JobInfo]) -> JobInfo | None:
+    def _next(self, page: PageKey, entries: Iterable[JobInfo]) -> JobInfo | None:
         """First what ended before this page could see it, then what is under way, then what waits."""
         asked = self._asked.get(page, ())
         shown = [entry for entry in entries if entry.unfinished or entry.id in asked]
@@ -242,26 +245,27 @@ class Generate:
         found = await self._visits.found(request)
         return None if found is None else found[0]
 
-    async def _leave(self, page: str) -> None:
+    async def _leave(self, page: PageKey) -> None:
         if (guest := self._guests.pop(page, None)) is not None:
             await guest.delete()
 
     async def _cancel_all(self, request: gr.Request) -> None:
         try:
-            session = self._guests.get(str(request.session_hash)) or await self._session(request)
+            session = self._guests.get(await self._visits.page(request)) or await self._session(request)
             if session is not None:
                 await self._dispatcher.cancel_session(session)
         except AsyncSessionsError as error:
             warn("The run was not cancelled", error)
 
-    def _meanwhile(self, page: str) -> Updates:
+    def _meanwhile(self, page: PageKey) -> Updates:
         """The buttons while a run goes on: one more may be queued, but by a session that others could come back to."""
         cancel: Updates = {} if self._cancel is None else {self._cancel: gr.update(interactive=True)}
         return {self._button: gr.update(interactive=page not in self._guests), **cancel}
 
-    def _rest(self, request: gr.Request) -> Any:
-        if str(request.session_hash) in self._followers:
-            return gr.skip()
+    async def _rest(self, request: gr.Request) -> Any:
+        with contextlib.suppress(AsyncSessionsError):  # the page says so already
+            if await self._visits.page(request) in self._followers:
+                return gr.skip()
         rested: Any = gr.update(interactive=True)
         return rested if self._cancel is None else (rested, gr.update(interactive=False))
 

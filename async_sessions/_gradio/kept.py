@@ -55,7 +55,8 @@ def session_info_html(
         _item(
             each.record,
             f"was in <b>{html.escape(each.slot)}</b>",
-            f"removed {_ago(each.removed_at, now)}" + ("" if grace is None else f", until {_time(each.removed_at + grace)}"),
+            f"removed {_ago(each.removed_at, now)}"
+            + ("" if grace is None else f", until {_time(each.removed_at + grace)}"),
             shown,
             needed,
         )

@@ -124,7 +124,7 @@ class Panel:
         shown = session_info_html(info, now=now, thumbnails=thumbnails, max_bytes=most, grace=grace)
         images = {} if info is None else {slot: f"{slot} · {_named(record)}" for slot, record in info.images.items()}
         removed = {
-            each.record.digest: f"{each.slot} · {_named(each.record)} · until {each.removed_at + grace:%d %b, %H:%M} UTC"
+            each.record.digest: f"{each.slot} · {_named(each.record)} · until {each.removed_at + grace:%d %b %H:%M} UTC"
             for each in reversed(() if info is None else info.recent)
         }
         return {

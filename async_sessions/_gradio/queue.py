@@ -16,7 +16,7 @@ from async_sessions._gradio.html import message_html, sentence
 from async_sessions._gradio.listeners import QUIET, tab_in_progress
 from async_sessions._gradio.results import is_image, is_video
 from async_sessions._gradio.runs import Shown, choice_of, ordered, runs_html
-from async_sessions._gradio.visits import Visits, warn
+from async_sessions._gradio.visits import PageKey, Visits, warn
 from async_sessions.errors import (
     AsyncSessionsError,
     DispatchError,
@@ -45,7 +45,7 @@ class Queue:
     def __init__(self, visits: Visits, dispatcher: Dispatcher, page: gr.Blocks) -> None:
         self._visits = visits
         self._dispatcher = dispatcher
-        self._followers: LRUCache[str, object] = LRUCache(MAX_PAGES)  # by page: the answer that goes on
+        self._followers: LRUCache[PageKey, object] = LRUCache(MAX_PAGES)  # by page: the answer that goes on
         self.list = gr.HTML(runs_html((), visits.store.clock()))
         with gr.Row(equal_height=True):
             self._choice = gr.Dropdown([], value=None, label="Run", filterable=False, scale=3, min_width=260)
@@ -88,10 +88,11 @@ class Queue:
 
     async def follow(self, request: gr.Request) -> AsyncGenerator[Any, None]:
         """Show the runs for as long as one of them is not over; the latest call on a page is the one that goes on."""
-        page, me = str(request.session_hash), object()
-        self._followers[page] = me
+        page, me = ("", ""), object()
         told: list[tuple[str, str]] | None = None
         try:
+            page = await self._visits.page(request)
+            self._followers[page] = me
             while True:
                 session, runs = await self._runs(request)
                 if self._followers.get(page) is not me:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from async_sessions.session import Session
     from async_sessions.store import SessionStore
 
+PageKey: TypeAlias = tuple[str, str]
 Payload: TypeAlias = dict[str, Any]  # a file as the browser names it; Gradio checked that `path` is in its cache
 
 _ANSWER_WITHIN = 5.0  # seconds that a page waits for a store that is being opened
@@ -101,6 +102,14 @@ class Visits:
         if waiting.cancelled_caught:
             raise StorageError("The store did not answer.")
         return None
+
+    async def page(self, request: gr.Request) -> PageKey:
+        """What tells an open page from others: what it says of itself, and whose session it is.
+
+        The first a client may say as it likes, so alone it opens nothing; the second is "" for one without a session.
+        """
+        session = await self.session(request)
+        return str(request.session_hash), "" if session is None else session.key
 
     async def mint(self, request: gr.Request, token: object) -> Any:
         """A token for a page that shows none of ours though nothing else tells who it is, or an older secret's."""
