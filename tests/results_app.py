@@ -47,10 +47,10 @@ class Variations:
             context.raise_if_cancelled()
             time.sleep(0.01)
         context.report(2, STEPS)
-        file = Path("~/flipped.png").expanduser()
+        file = Path(f"~/{context.job_id}.png").expanduser()
         ImageOps.flip(prepared).save(file)
         return {
-            "words": (params["label"].encode(), "text/plain"),
+            "words": (f"Four of one. {params['label']}".encode(), "text/plain"),
             "mirrored": mirrored,
             "flipped": file,
             "grey": (encoded(grey, "PNG"), "image/png"),

@@ -69,8 +69,9 @@ def test_three_lines_of_the_readme_make_an_ordinary_app_keep_its_image(tmp_path:
     photo.write_bytes(rgba_png())
     with chromium() as browser, serving(tmp_path, str(app)) as server:
         page = opened(browser.new_page(), server.url)
-        images = page.locator("[data-testid=image] img")
+        images = page.locator(".image-frame img")
         page.set_input_files("input[type=file]", photo)
+        expect(images).to_have_count(1)
         page.get_by_role("button", name="Mirror").click()
         expect(images).to_have_count(2)
         wait_until(lambda: b'"photo.png"' in written(tmp_path))

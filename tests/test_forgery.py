@@ -46,9 +46,7 @@ def told(answer: str, given: object) -> str:
     """An answer without what differs from call to call, and without what was sent."""
     answer = re.sub(r"input_value=.*?, input_type", "", answer.replace(json.dumps(given)[1:-1], "GIVEN"))
     answer = re.sub(r'"(event_id|session_hash)":\s*"[^"]*"', r'"\1":0', answer)
-    answer = re.sub(
-        r'"(duration|average_duration|rank_eta|time_limit|eta|process_time)":\s*[-\d.e]+', r'"\1":0', answer
-    )
+    answer = re.sub(r'"(\w*duration|\w*_?time\w*|\w*eta)":\s*(null|[-\d.e]+)', r'"\1":0', answer)
     answer = re.sub(r'datetime=\\"[^"]*"', "", answer)
     return re.sub(r"<code>[0-9a-f]{8}</code>|\d\d:\d\d UTC", "", answer)  # a stranger's own session
 

@@ -186,9 +186,6 @@ async def test_a_result_goes_to_one_component_and_no_other() -> None:
 # --- a page of its own
 
 
-expect.set_options(timeout=30_000)  # a run is waited for
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
@@ -217,7 +214,7 @@ def look(page: Page, name: str) -> None:
 def shown(page: Page, part: str) -> list[tuple[int, int]]:
     """The sizes of the images that are really drawn."""
     images = page.locator(f"{part} img")
-    expect(images.first).to_be_visible()
+    expect(images.first).to_be_visible(timeout=60_000)
     sizes = "all => Promise.all(all.map(async i => { await i.decode(); return [i.naturalWidth, i.naturalHeight] }))"
     return [tuple(size) for size in images.evaluate_all(sizes)]
 
@@ -243,9 +240,9 @@ def test_a_run_that_makes_images_is_followed_picked_up_and_shown_in_every_tab(
     page.click("#every")
     expect(page.locator("#progress")).to_contain_text("1 more waiting")
     (server.folder / "open").touch()
-    expect(page.locator("#progress")).to_contain_text("Done")
+    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
     for each in (page, tab):
-        expect(each.locator("#gallery img")).to_have_count(4)
+        expect(each.locator("#gallery img")).to_have_count(4, timeout=60_000)
         assert shown(each, "#gallery") == [(240, 160)] * 4
         assert shown(each, "#first") == [(240, 160)]
     history = page.get_by_role("list", name="History").get_by_role("listitem")
