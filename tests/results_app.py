@@ -91,5 +91,5 @@ if __name__ == "__main__":
             """For programs: the sizes of the images that the session holds."""
             return {slot: list(image.size) for slot, image in (await sessions.images(request)).items()}
 
-        gr.api(kept)
+        gr.api(kept)  # type: ignore[attr-defined]
     sessions.launch(demo)
