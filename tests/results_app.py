@@ -1,4 +1,4 @@
-"""A page whose runs make images, for `test_gradio_results`. Its argument: the root of the store.
+"""A page whose runs make images, for `test_gradio_results_browser` and `test_forgery`. Its argument: a store's root.
 
 A run shows a preview at once, and goes on when there is a file `~/open`.
 """

@@ -1,12 +1,11 @@
-"""Runs that make images: in one image, in a gallery, in the queue, in a browser and to a program."""
+"""Runs that make images: in one image, in a gallery, in the queue."""
 
 from __future__ import annotations
 
 import base64
-import os
 import re
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from async_sessions import open_store
 from async_sessions.gradio import GradioSessions
 from tests import pages
-from tests.images import encoded, rgba_png
-from tests.servers import Server, chromium, free_port, opened, serving
+from tests.images import encoded
 from tests.steps import StepPipeline, local
 from tests.test_gradio import ANN, BOB, SECRET
 
 if TYPE_CHECKING:
     from async_sessions.jobs import JobContext, Output
+
+pytestmark = pytest.mark.anyio
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
 
@@ -76,7 +75,6 @@ def made() -> dict[str, Output]:
     return {"words": (b"some words", "text/plain"), "red": RED, "blue": (encoded(BLUE, "PNG"), "image/png")}
 
 
-@pytest.mark.anyio
 async def test_an_image_gets_the_first_image_that_a_run_made_and_a_reload_too(cache: Path) -> None:
     async with running("image", made()) as app:
         page = await app.open()
@@ -93,7 +91,6 @@ async def test_an_image_gets_the_first_image_that_a_run_made_and_a_reload_too(ca
         assert page.shows(app.result) is None
 
 
-@pytest.mark.anyio
 async def test_a_gallery_gets_every_image_in_the_order_of_the_pipeline(cache: Path) -> None:
     async with running("gallery", made()) as app:
         page = await app.open()
@@ -105,7 +102,6 @@ async def test_a_gallery_gets_every_image_in_the_order_of_the_pipeline(cache: Pa
         assert (await app.open(BOB)).shows(app.result) == []
 
 
-@pytest.mark.anyio
 async def test_images_are_stored_as_png_whether_they_came_as_images_paths_or_bytes(tmp_path: Path) -> None:
     RED.save(tmp_path / "file.png")
     images: dict[str, Output] = {
@@ -122,7 +118,6 @@ async def test_images_are_stored_as_png_whether_they_came_as_images_paths_or_byt
         assert len(page.shows(app.result)) == 3
 
 
-@pytest.mark.anyio
 async def test_what_may_hold_a_script_is_no_image_but_a_file(tmp_path: Path) -> None:
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
     async with running("gallery", {"drawing": (svg, "image/svg+xml"), "red": RED}) as app:
@@ -135,7 +130,6 @@ async def test_what_may_hold_a_script_is_no_image_but_a_file(tmp_path: Path) -> 
         assert [Path(path).name for path in page.shows(app.files)] == ["drawing"]
 
 
-@pytest.mark.anyio
 async def test_a_run_that_made_no_image_leaves_what_is_shown() -> None:
     async with running("image", made()) as app:
         page = await app.open()
@@ -148,7 +142,6 @@ async def test_a_run_that_made_no_image_leaves_what_is_shown() -> None:
         assert (await app.open()).shows(app.result) == before
 
 
-@pytest.mark.anyio
 async def test_a_preview_stays_until_the_next_one_and_goes_with_the_result() -> None:
     async with running("image", made()) as app:
         first, second = (encoded(Image.new("RGB", (8, 8), colour), "PNG") for colour in ("red", "blue"))
@@ -174,88 +167,9 @@ async def test_a_preview_stays_until_the_next_one_and_goes_with_the_result() -> 
         assert "<img" not in page.shows(app.bar)
 
 
-@pytest.mark.anyio
 async def test_a_result_goes_to_one_component_and_no_other() -> None:
     sessions = App("image", made()).sessions
     with gr.Blocks():
         for given in ({}, {"video": gr.Video(), "image": gr.Image()}, {"image": gr.Image(), "gallery": gr.Gallery()}):
             with pytest.raises(TypeError, match=r"pass video=, image= or gallery="):
                 sessions.bind_generate(gr.Button(), pipeline="steps", **given)  # type: ignore[arg-type]
-
-
-# --- a page of its own
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1000, "height": 1100})
-    yield context
-    context.close()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path, "-m", "tests.results_app", str(tmp_path / "root"), port=free_port()) as server:
-        yield server
-
-
-def look(page: Page, name: str) -> None:
-    """Keep what the page looks like, where a person who runs the tests asks for it."""
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-
-
-def shown(page: Page, part: str) -> list[tuple[int, int]]:
-    """The sizes of the images that are really drawn."""
-    images = page.locator(f"{part} img")
-    expect(images.first).to_be_visible(timeout=60_000)
-    sizes = "all => Promise.all(all.map(async i => { await i.decode(); return [i.naturalWidth, i.naturalHeight] }))"
-    return [tuple(size) for size in images.evaluate_all(sizes)]
-
-
-@pytest.mark.browser
-def test_a_run_that_makes_images_is_followed_picked_up_and_shown_in_every_tab(
-    browser: Browser, context: BrowserContext, server: Server, tmp_path: Path
-) -> None:
-    photo = tmp_path / "photo.png"
-    photo.write_bytes(rgba_png(240, 160))
-    page = opened(context.new_page(), server.url)
-    page.set_input_files("#start input[type=file]", photo)
-    expect(page.locator("#start img")).to_be_visible()
-    page.click("#every")
-    expect(page.locator("#progress [role=progressbar]")).to_be_visible()
-    assert shown(page, "#progress") == [(48, 32)]
-    look(page, "results_preview")
-    page.goto(server.url)
-    assert shown(page, "#progress") == [(48, 32)]
-    tab = context.new_page()
-    tab.goto(server.url)
-    tab.locator("#progress img").wait_for()
-    page.click("#every")
-    expect(page.locator("#progress")).to_contain_text("1 more waiting")
-    (server.folder / "open").touch()
-    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
-    for each in (page, tab):
-        expect(each.locator("#gallery img")).to_have_count(4, timeout=60_000)
-        assert shown(each, "#gallery") == [(240, 160)] * 4
-        assert shown(each, "#first") == [(240, 160)]
-    history = page.get_by_role("list", name="History").get_by_role("listitem")
-    expect(history).to_have_count(2)
-    page.get_by_label("Run", exact=True).click()
-    page.get_by_role("option").first.click()
-    page.get_by_role("button", name="Show result").click()
-    expect(page.get_by_role("tabpanel").locator(".grid-container img")).to_have_count(4)
-    look(page, "results_done")
-    again = opened(context.new_page(), server.url)
-    expect(again.locator("#gallery img")).to_have_count(4)
-    stranger = browser.new_context()
-    other = opened(stranger.new_page(), server.url)
-    expect(other.locator("#gallery img, #first img")).to_have_count(0)
-    stranger.close()
-    assert "Traceback" not in server.log.read_text()
