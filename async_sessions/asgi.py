@@ -255,8 +255,13 @@ def _sending(cookie: bytes, send: Send) -> Send:
 
 
 def _path(scope: Scope) -> str:
+    """The path below where the app is mounted.
+
+    `root_path` has the prefix that a proxy in front took away, too, and then the path is without it.
+    """
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root if path.startswith(root) else root.removeprefix(scope.get("app_root_path", "")))
 
 
 def _opens_a_page(scope: Scope) -> bool:

@@ -24,10 +24,12 @@ from async_sessions._gradio.binding import Binding
 from async_sessions._gradio.generate import Generate
 from async_sessions._gradio.identity import carrying
 from async_sessions._gradio.kept import session_info_html
-from async_sessions._gradio.lifespan import composed, stop_signals
+from async_sessions._gradio.lifespan import composed
 from async_sessions._gradio.listeners import QUIET, OnPages, Reactions, page_in_progress
 from async_sessions._gradio.panel import Panel
 from async_sessions._gradio.queue import Queue
+from async_sessions._gradio.results import Result
+from async_sessions._gradio.stopping import launch
 from async_sessions._gradio.visits import Visits
 from async_sessions.asgi import CookieSigner, SessionImages
 from async_sessions.store import SessionStore, open_store
@@ -182,14 +184,17 @@ class GradioSessions:
         button: gr.Button,
         *,
         pipeline: Component | str,
-        video: gr.Video,
+        video: gr.Video | None = None,
+        image: gr.Image | None = None,
+        gallery: gr.Gallery | None = None,
         params: Mapping[str, Component] | None = None,
         slots: Mapping[str, Collection[str]] | None = None,
         cancel: gr.Button | None = None,
         progress: gr.HTML | None = None,
     ) -> gr.HTML:
-        """Make `button` run a pipeline on the images that the page shows, and show the video. After `bind`.
+        """Make `button` run a pipeline on the images that the page shows, and show what it makes. After `bind`.
 
+        That goes to one of `video`, `image`, which gets the first image of a run, and `gallery`, which gets all.
         `pipeline` is the name of one, or the component that chooses it; `slots` says which of the bound images each
         takes, all where it says nothing. `params` are the values to run it with; an empty one is left to the pipeline.
         `cancel` ends the session's runs. Progress is shown in `progress`, or in an element made here; it is returned.
@@ -202,6 +207,7 @@ class GradioSessions:
             raise RuntimeError("bind_generate() needs a dispatcher; pass one to GradioSessions.")
         bound.check_slots({slot for each in (slots or {}).values() for slot in each})
         bar = gr.HTML() if progress is None else progress
+        result = Result(video=video, image=image, gallery=gallery)
         generate = Generate(
             self._visits,
             self.dispatcher,
@@ -209,7 +215,7 @@ class GradioSessions:
             slots=slots or {},
             button=button,
             cancel=cancel,
-            video=video,
+            result=result,
             bar=bar,
         )
         clicked = generate.bind(page, pipeline, params or {})
@@ -217,7 +223,7 @@ class GradioSessions:
             self._changed.on(event)
         self._submitted.on(clicked)
         self._retried.react(lambda event: self._changed.on(generate.follow_after(event)))
-        self._cleared.react(lambda event: event.success(lambda: (None, ""), None, [video, bar], **QUIET))
+        self._cleared.react(lambda event: event.success(lambda: (None, ""), None, [result.component, bar], **QUIET))
         return bar
 
     def launch_options(self, **options: Any) -> dict[str, Any]:
@@ -229,13 +235,7 @@ class GradioSessions:
 
     def launch(self, demo: gr.Blocks, **options: Any) -> Any:
         """`demo.launch` with sessions. Where that blocks, Ctrl-C and SIGTERM leave dispatcher and store first."""
-
-        def leave() -> None:
-            self._visits.held.close_from_thread()
-            demo.server.config.timeout_graceful_shutdown = 1  # an open page streams without end; don't wait for it
-
-        with stop_signals(leave):
-            return demo.launch(**self.launch_options(**options))
+        return launch(demo, self._visits.held, self.launch_options(**options))
 
     def mount(self, app: fastapi.FastAPI, demo: gr.Blocks, path: str = "/", **options: Any) -> fastapi.FastAPI:
         """`gr.mount_gradio_app` with sessions."""

@@ -83,6 +83,7 @@ class SessionStore(AsyncContextManagerMixin):
     ) -> None:
         self.blobs = blobs
         self.limits = limits
+        self.grace = grace
         if isinstance(slots, str):
             raise TypeError(f"`slots` is a collection of slot names, for example [{slots!r}].")
         for name, period, least in (

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import ast
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,36 @@ def test_the_example_remembers_photo_and_levels(tmp_path: Path) -> None:
         expect(page.locator("#levels input[type=number]")).to_have_value("7")
         page.get_by_role("button", name="Make the poster").click()
         expect(page.locator("#poster img")).to_be_visible()
+
+
+def applied(folder: Path) -> tuple[Path, list[str]]:
+    """The plain app with the README's diff, and the lines that it adds."""
+    (diff,) = re.findall(
+        r"^```diff\n(--- a/examples.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    app = folder / "examples" / "plain_app.py"
+    app.parent.mkdir()
+    shutil.copy(ROOT / "examples" / "plain_app.py", app)
+    subprocess.run(["git", "apply"], cwd=folder, input=diff, text=True, check=True)
+    return app, re.findall(r"^\+(?!\+)(.*)", diff, re.MULTILINE)
+
+
+@pytest.mark.browser
+def test_three_lines_of_the_readme_make_an_ordinary_app_keep_its_image(tmp_path: Path) -> None:
+    assert "sessions." not in (ROOT / "examples" / "plain_app.py").read_text()
+    app, added = applied(tmp_path)
+    assert len(added) == 3
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(rgba_png())
+    with chromium() as browser, serving(tmp_path, str(app)) as server:
+        page = opened(browser.new_page(), server.url)
+        images = page.locator(".image-frame img")
+        page.set_input_files("input[type=file]", photo)
+        expect(images).to_have_count(1)
+        page.get_by_role("button", name="Mirror").click()
+        expect(images).to_have_count(2)
+        wait_until(lambda: b'"photo.png"' in written(tmp_path))
+        opened(page, server.url)
+        expect(images).to_have_count(1)
+        page.get_by_role("button", name="Mirror").click()
+        expect(images).to_have_count(2)

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import fastapi
 import gradio as gr
 import httpx
@@ -17,7 +18,7 @@ import pytest
 
 from async_sessions import JobInfo, Limits, Session, SessionInfo, SessionNotFoundError, open_store
 from async_sessions._gradio.kept import age
-from async_sessions.bundle import export_session
+from async_sessions.bundle import export_session, import_session
 from async_sessions.gradio import GradioSessions, session_info_html
 from async_sessions.testing.clock import FrozenClock
 from tests.faults import FaultyBlobStore, files_below
@@ -220,7 +221,11 @@ async def test_a_replaced_image_goes_to_the_slot_that_is_chosen(app: App, upload
     await page.choose_file(app.start, uploads("two.png", rgba_png(50, 30)))
     recent = component(app, "Replaced or cleared image")
     ((digest, label),) = choices(page, recent).items()
-    assert label.startswith("start · one.png · 40 × 30")  # noqa: RUF001 - as the panel writes it
+    (removed,) = (await app.kept()).recent
+    until = f"until {removed.removed_at + app.store.grace:%d %b %H:%M} UTC"
+    assert label == f"start · one.png · 40 × 30 · {until}"  # noqa: RUF001 - as the panel writes it
+    assert "was in start · one.png" in Read(page.shows(app.info)).text
+    assert f", until {removed.removed_at + app.store.grace:%d %b %Y, %H:%M} UTC" in Read(page.shows(app.info)).text
     page.values[recent._id] = digest
     await choose(page, app, "Put it", "end")
     await click(page, app, "Put back")
@@ -347,6 +352,29 @@ async def test_a_session_goes_into_a_zip_and_out_of_it_in_another_browser(app: A
     before = there.revision
     await other.fire(app.prompt, "change")  # as the browser does after a restore
     assert (await app.kept(BOB)).revision == before
+
+
+async def test_the_zip_has_what_the_runs_made_and_restoring_it_begins_none(uploads: Any, tmp_path: Path) -> None:
+    steps = StepPipeline("steps", start=True)
+    steps.make = lambda params: {"video": (b"a video", "video/mp4")}
+    app = App(open_store("memory://", cleanup_interval=None), steps, slots={"steps": ["start"]})
+    async with app.running():
+        page = await app.open()
+        await page.choose_file(app.start, uploads("boat.png", rgba_png()))
+        await page.enter(app.label, "a boat")
+        await page.fire(app.go, "click")
+        await click(page, app, "Download my session (ZIP)")
+        path = saved(app, page)
+        assert path is not None
+        taken = anyio.Path(tmp_path / "taken.zip")
+        await taken.write_bytes(path.read_bytes())
+        async with open_store("memory://") as elsewhere:
+            (run,) = (await (await import_session(elsewhere, Path(taken))).info()).jobs.values()
+        assert (run.status, run.params["label"], sorted(run.outputs)) == ("succeeded", "a boat", ["start", "video"])
+        other = await app.open(BOB)
+        await other.choose_file(restore_button(app), uploads("session.zip", await taken.read_bytes()))
+        assert other.shows(app.start) is not None
+        assert (await app.kept(BOB)).jobs == {}
 
 
 async def test_clear_all_removes_the_zip_that_was_made(app: App, uploads: Any, cache: Path) -> None:

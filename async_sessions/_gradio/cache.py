@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from async_sessions.session import Session
 
 _SUFFIXES = {
+    "image/gif": ".gif",
     "image/jpeg": ".jpg",
     "image/png": ".png",
     "image/webp": ".webp",
@@ -69,10 +70,13 @@ async def _copied(
 
 
 async def bundle_of(session: Session, *, folder: str, key: CookieSigner) -> str:
-    """The path of a ZIP of the session as it is now, in the place of the one before; see `export_session`."""
+    """The path of a ZIP of the session as it is now, with its finished jobs and what they made; see `export_session`.
+
+    It takes the place of the one before.
+    """
     target = _copy_folder(_bundle(session), Path(folder), key) / "session.zip"
     await anyio.to_thread.run_sync(partial(target.parent.mkdir, mode=0o700, parents=True, exist_ok=True))
-    await export_session(session, target)
+    await export_session(session, target, jobs=True)
     return str(target)
 
 

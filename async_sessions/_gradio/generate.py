@@ -5,6 +5,7 @@ Gradio hands the request to a handler by its annotation, so every annotation of 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping
 from contextlib import aclosing
@@ -19,7 +20,6 @@ from async_sessions._gradio.binding import file_of
 from async_sessions._gradio.html import message_html, warn
 from async_sessions._gradio.listeners import QUIET, Payload
 from async_sessions._gradio.status import status_html
-from async_sessions._gradio.visits import Visits, is_video
 from async_sessions.errors import (
     AsyncSessionsError,
     CorruptBlobError,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from gradio.components import Component
     from gradio.events import Dependency
 
+    from async_sessions._gradio.results import Result
+    from async_sessions._gradio.visits import PageKey, Visits
     from async_sessions.dispatch.base import Dispatcher, Job
     from async_sessions.records import JobInfo, OutputRecord
     from async_sessions.session import Session
@@ -58,7 +60,7 @@ class Generate:
         slots: Mapping[str, Collection[str]],
         button: gr.Button,
         cancel: gr.Button | None,
-        video: gr.Video,
+        result: Result,
         bar: gr.HTML,
     ) -> None:
         self._visits = visits
@@ -67,14 +69,14 @@ class Generate:
         self._slots = slots
         self._button = button
         self._cancel = cancel
-        self._video = video
+        self._result = result
         self._bar = bar
         self._buttons = [button] if cancel is None else [button, cancel]
-        self._outputs = [bar, video, *self._buttons]
+        self._outputs = [bar, result.component, *self._buttons]
         # by page: the answer that follows runs; those it asked for and has not seen; its session, if it sends no cookie
-        self._followers: LRUCache[str, object] = LRUCache(MAX_PAGES)
-        self._asked: LRUCache[str, list[str]] = LRUCache(MAX_PAGES)
-        self._guests: LRUCache[str, Session] = LRUCache(MAX_PAGES)
+        self._followers: LRUCache[PageKey, object] = LRUCache(MAX_PAGES)
+        self._asked: LRUCache[PageKey, list[str]] = LRUCache(MAX_PAGES)
+        self._guests: LRUCache[PageKey, Session] = LRUCache(MAX_PAGES)
 
     def bind(self, page: gr.Blocks, pipeline: Component | str, params: Mapping[str, Component]) -> Dependency:
         """Let the button submit a run, and return the event of that."""
@@ -97,7 +99,7 @@ class Generate:
                 async for update in updates:
                     yield update
 
-        page.load(self._show_last, None, self._video, **QUIET)
+        page.load(self._show_last, None, self._result.component, **QUIET)
         inputs = [*chooser, *params.values(), *self._images.values()]
         clicked: Dependency = self._button.click(generate, inputs, self._outputs, preprocess=False, **QUIET)
         return clicked
@@ -119,12 +121,13 @@ class Generate:
     async def _generated(
         self, request: gr.Request, pipeline: str, params: Mapping[str, Any], shown: Mapping[str, Payload]
     ) -> AsyncGenerator[Any, None]:
-        page = str(request.session_hash)
+        page: PageKey | None = None
         takes = self._slots.get(pipeline, self._images)
         shown = {slot: payload for slot, payload in shown.items() if slot in takes}
         yield {self._button: gr.update(interactive=False), self._bar: message_html("Storing the images")}
         submitted = False
         try:
+            page = await self._visits.page(request)
             if (session := await self._visits.session(request) or self._guests.get(page)) is None:
                 # without a cookie the run has a session of its own, which ends when it is not followed any more
                 session = self._guests[page] = await self._visits.store.create_session()
@@ -137,25 +140,25 @@ class Generate:
             yield {self._bar: message_html("Not started")}
             return
         finally:
-            if not submitted:
+            if page is not None and not submitted:
                 await self._leave(page)
         self._asked.setdefault(page, []).append(job.id)
         yield {**self._meanwhile(page), self._bar: message_html("Submitted")}
 
     async def _show_last(self, request: gr.Request) -> Any:
-        """The last video that the session made."""
+        """What the session made last."""
         try:
             if (found := await self._visits.found(request)) is None:
                 return gr.skip()
             session, _ = found
             for job in reversed(await self._dispatcher.jobs(session)):
                 try:
-                    if path := await self._video_copy(session, job.outputs):
-                        return path
+                    if (made := await self._result.of(self._visits, session, job.outputs.values())) is not None:
+                        return made
                 except StorageError as error:
-                    warn("A video can't be shown", error)
+                    warn("A result can't be shown", error)
         except AsyncSessionsError as error:
-            _logger.warning("a session's last video can't be shown: %s", error)  # the page says so already
+            _logger.warning("a session's last result can't be shown: %s", error)  # the page says so already
         return gr.skip()
 
     async def _follow(self, request: gr.Request) -> AsyncGenerator[Any, None]:
@@ -164,10 +167,11 @@ class Generate:
         The browser may skip an update for the next: each says all.
         """
         yield gr.skip()  # a generator that yields nothing empties its outputs, the buttons' labels too
-        page, me = str(request.session_hash), object()
-        self._followers[page] = me
+        page, me = ("", ""), object()
         latest: Updates = {}
         try:
+            page = await self._visits.page(request)
+            self._followers[page] = me
             session = self._guests.get(page) or await self._session(request)
             while session is not None:
                 jobs = await self._dispatcher.jobs(session)
@@ -196,7 +200,7 @@ class Generate:
                 del self._followers[page]
                 await self._leave(page)
 
-    def _next(self, page: str, entries: Iterable[JobInfo]) -> JobInfo | None:
+    def _next(self, page: PageKey, entries: Iterable[JobInfo]) -> JobInfo | None:
         """First what ended before this page could see it, then what is under way, then what waits."""
         asked = self._asked.get(page, ())
         shown = [entry for entry in entries if entry.unfinished or entry.id in asked]
@@ -212,18 +216,18 @@ class Generate:
         events = job.events()
         try:
             async for event in events:
-                if isinstance(event, Progress):
-                    preview = event.preview or preview
+                preview = (event.preview or preview) if isinstance(event, Progress) else None
                 if isinstance(event, Progress) and event.step < event.total:
                     if anyio.current_time() - shown_at < UPDATE_INTERVAL:
                         continue
                     shown_at = anyio.current_time()
                 else:
                     more = await self._others(session, entry)
-                shown = status_html(event, self._visits.store.clock(), more=more, preview=preview)
-                update: Updates = {self._bar: shown}
-                if isinstance(event, Succeeded) and (path := await self._result(session, job, event.outputs)):
-                    update[self._video] = path
+                now = self._visits.store.clock()
+                update: Updates = {self._bar: status_html(event, now, more=more, preview=preview)}
+                if isinstance(event, Succeeded):
+                    made = await self._made(session, job, event.outputs)
+                    update.update({} if made is None else {self._result.component: made})
                 yield update
         finally:
             await _close(events)
@@ -237,42 +241,38 @@ class Generate:
         warn("The run can't be followed any more", error)
         return message_html("Lost sight of the run. Reload the page to look for it.")
 
-    async def _result(self, session: Session, job: Job, outputs: Mapping[str, OutputRecord]) -> str | None:
+    async def _made(self, session: Session, job: Job, outputs: Mapping[str, OutputRecord]) -> Any:
         try:
-            return await self._video_copy(session, outputs)
+            return await self._result.of(self._visits, session, outputs.values())
         except CorruptBlobError:
             await job.info()  # `JobNotFoundError`: it was cleared meanwhile
             raise
-
-    async def _video_copy(self, session: Session, outputs: Mapping[str, OutputRecord]) -> str | None:
-        for record in filter(is_video, outputs.values()):
-            return await self._visits.copy_result(session, record)
-        return None
 
     async def _session(self, request: gr.Request) -> Session | None:
         found = await self._visits.found(request)
         return None if found is None else found[0]
 
-    async def _leave(self, page: str) -> None:
+    async def _leave(self, page: PageKey) -> None:
         if (guest := self._guests.pop(page, None)) is not None:
             await guest.delete()
 
     async def _cancel_all(self, request: gr.Request) -> None:
         try:
-            session = self._guests.get(str(request.session_hash)) or await self._session(request)
+            session = self._guests.get(await self._visits.page(request)) or await self._session(request)
             if session is not None:
                 await self._dispatcher.cancel_session(session)
         except AsyncSessionsError as error:
             warn("The run was not cancelled", error)
 
-    def _meanwhile(self, page: str) -> Updates:
+    def _meanwhile(self, page: PageKey) -> Updates:
         """The buttons while a run goes on: one more may be queued, but by a session that others could come back to."""
         cancel: Updates = {} if self._cancel is None else {self._cancel: gr.update(interactive=True)}
         return {self._button: gr.update(interactive=page not in self._guests), **cancel}
 
-    def _rest(self, request: gr.Request) -> Any:
-        if str(request.session_hash) in self._followers:
-            return gr.skip()
+    async def _rest(self, request: gr.Request) -> Any:
+        with contextlib.suppress(AsyncSessionsError):  # the page says so already
+            if await self._visits.page(request) in self._followers:
+                return gr.skip()
         rested: Any = gr.update(interactive=True)
         return rested if self._cancel is None else (rested, gr.update(interactive=False))
 

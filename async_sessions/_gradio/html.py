@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import logging
-from base64 import b64encode
 from typing import TYPE_CHECKING
 
 import gradio as gr
@@ -31,10 +30,6 @@ ITEM = "margin:0;padding:var(--spacing-md) 0;border-top:1px solid var(--border-c
 SPLIT = "display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 var(--spacing-lg)"
 TRACK = "height:8px;border-radius:var(--radius-full);background:var(--border-color-primary);overflow:hidden"
 BAR = "height:100%;width:{percent:.0f}%;background:var(--color-accent);transition:width 0.2s"
-PICTURE = (  # of few pixels, shown larger
-    "display:block;height:180px;max-width:100%;object-fit:contain;margin:var(--spacing-lg) auto 0 auto;"
-    "border-radius:var(--radius-sm)"
-)
 
 
 _logger = logging.getLogger("async_sessions")
@@ -64,17 +59,8 @@ def sentence(error: AsyncSessionsError | TypeError | ValueError) -> str:
             return str(error)
 
 
-def progress_html(text: str, fraction: float, preview: bytes | None = None) -> str:
-    """A line of plain text over a bar, over a picture; `fraction` is from 0 to 1, `preview` an image file."""
-    bar = bar_html(text, fraction)
-    if preview is None:
-        return box_html(bar)
-    source = f"data:image/webp;base64,{b64encode(preview).decode()}"  # browsers look at the bytes for which it is
-    return box_html(f'{bar}<img alt="What the run has so far" src="{source}" style="{PICTURE}"/>')
-
-
 def bar_html(text: str, fraction: float) -> str:
-    """`progress_html` without a box."""
+    """A line of plain text over a bar; `fraction` is from 0 to 1."""
     percent = 100 * min(max(fraction, 0.0), 1.0)
     text = html.escape(text)
     bar = f'<div style="{TRACK}"><div style="{BAR.format(percent=percent)}"></div></div>'

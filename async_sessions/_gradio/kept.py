@@ -6,7 +6,7 @@ import base64
 import html
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from async_sessions._gradio.html import BAR, HEAD, ITEM, LIST, SUBDUED, TRACK, box_html, line_html, size_of
@@ -30,11 +30,12 @@ def session_info_html(
     now: datetime | None = None,
     thumbnails: Mapping[str, bytes] | None = None,
     max_bytes: int | None = None,
+    grace: timedelta | None = None,
 ) -> str:
     """A panel that says what is kept, and until when. `None` for a session that has not begun.
 
     `now` is the time to tell ages by, the system's by default; `thumbnails` are WebP files by blob; `max_bytes` is what
-    the session may keep.
+    the session may keep; `grace` is the store's, in which what was removed can be put back.
     """
     if info is None or not (info.images or info.recent or info.jobs or info.state):
         return box_html(
@@ -54,7 +55,8 @@ def session_info_html(
         _item(
             each.record,
             f"was in <b>{html.escape(each.slot)}</b>",
-            f"removed {_ago(each.removed_at, now)}",
+            f"removed {_ago(each.removed_at, now)}"
+            + ("" if grace is None else f", until {_time(each.removed_at + grace)}"),
             shown,
             needed,
         )

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import signal
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 
 from async_sessions.errors import AsyncSessionsError, StorageError, StoreClosedError
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 LEAVE_WITHIN: float = 30.0  # seconds that a stopping app waits for what is in flight, beside the jobs that run
 _START_WITHIN = 3.0  # seconds; Gradio gives up on an app that takes more than 5 to start
@@ -120,31 +114,3 @@ def composed(held: Held, inner: Lifespan | None, noted: Callable[[Any], None] = 
             await held.close()
 
     return lifespan
-
-
-@contextlib.contextmanager
-def stop_signals(before: Callable[[], None]) -> Iterator[None]:
-    """Meanwhile SIGTERM stops the app as Ctrl-C does, and `before` runs first; a second signal kills.
-
-    Only the main thread can do that; in another this does nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_DFL)
-        try:
-            before()
-        finally:
-            raise KeyboardInterrupt
-
-    previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -16,9 +16,9 @@ from gradio.utils import get_upload_folder
 
 from async_sessions._gradio import cache
 from async_sessions._gradio.html import message_html, sentence, size_of, warn
-from async_sessions._gradio.kept import age, session_info_html
+from async_sessions._gradio.kept import session_info_html
 from async_sessions._gradio.listeners import QUIET, Payload, tab_in_progress
-from async_sessions.bundle import restore_bundle
+from async_sessions.bundle import MAX_BYTES, restore_bundle
 from async_sessions.errors import (
     AsyncSessionsError,
     BundleError,
@@ -120,10 +120,11 @@ class Panel:
         except AsyncSessionsError as error:
             return {self.info: message_html(f"What is kept for you can't be shown now. {sentence(error)}")}
         info, now = None if found is None else found[1], store.clock()
-        shown = session_info_html(info, now=now, thumbnails=thumbnails, max_bytes=store.limits.max_session_bytes)
+        most, grace = store.limits.max_session_bytes, store.grace
+        shown = session_info_html(info, now=now, thumbnails=thumbnails, max_bytes=most, grace=grace)
         images = {} if info is None else {slot: f"{slot} · {_named(record)}" for slot, record in info.images.items()}
         removed = {
-            each.record.digest: f"{each.slot} · {_named(each.record)} · {age((now - each.removed_at).total_seconds())}"
+            each.record.digest: f"{each.slot} · {_named(each.record)} · until {each.removed_at + grace:%d %b %H:%M} UTC"
             for each in reversed(() if info is None else info.recent)
         }
         return {
@@ -181,8 +182,14 @@ class Panel:
             if (session := await self._visits.session(request)) is None:
                 gr.Warning("The ZIP is not restored: your browser sends no cookie. Allow cookies for this site.")
                 return gr.skip()
-            slots = self._images.__contains__
-            await restore_bundle(session, Path(path), takes_slot=slots, takes_value=self._is_settable)
+            slots, most = self._images.__contains__, self._visits.store.limits.max_session_bytes or 0
+            await restore_bundle(
+                session,
+                Path(path),
+                takes_slot=slots,
+                takes_value=self._is_settable,
+                max_bytes=max(MAX_BYTES, most + MAX_BYTES // 8),  # with all that a session may keep, and the rest
+            )
             gr.Info("The ZIP is restored.")
         except AsyncSessionsError as error:
             warn("The ZIP is not restored", error)

@@ -14,8 +14,8 @@ from cachetools import LRUCache
 
 from async_sessions._gradio.html import message_html, sentence, warn
 from async_sessions._gradio.listeners import QUIET, tab_in_progress
+from async_sessions._gradio.results import is_image, is_video
 from async_sessions._gradio.runs import Shown, choice_of, ordered, runs_html
-from async_sessions._gradio.visits import Visits, is_video
 from async_sessions.errors import (
     AsyncSessionsError,
     DispatchError,
@@ -27,6 +27,7 @@ from async_sessions.errors import (
 if TYPE_CHECKING:
     from gradio.events import Dependency
 
+    from async_sessions._gradio.visits import PageKey, Visits
     from async_sessions.dispatch.base import Dispatcher, Job
     from async_sessions.session import Session
 
@@ -44,7 +45,7 @@ class Queue:
     def __init__(self, visits: Visits, dispatcher: Dispatcher, page: gr.Blocks) -> None:
         self._visits = visits
         self._dispatcher = dispatcher
-        self._followers: LRUCache[str, object] = LRUCache(MAX_PAGES)  # by page: the answer that goes on
+        self._followers: LRUCache[PageKey, object] = LRUCache(MAX_PAGES)  # by page: the answer that goes on
         self.list = gr.HTML(message_html("Looking for your runs"))
         with gr.Row(equal_height=True):
             self._choice = gr.Dropdown([], value=None, label="Run", filterable=False, scale=3, min_width=260)
@@ -54,9 +55,11 @@ class Queue:
                 cancel = gr.Button("Cancel", size="sm", variant="stop", min_width=100)
                 self._cancel_all = gr.Button("Cancel all", size="sm", variant="stop", min_width=100, interactive=False)
         self._video = gr.Video(label="Result", interactive=False, visible=False)
+        self._images = gr.Gallery(label="Result", interactive=False, visible=False)
         self._files = gr.File(label="Files of the result", interactive=False, visible=False)
         listen = {"preprocess": False, **QUIET}
-        show.click(self._show, self._choice, [self._video, self._files], **listen)
+        self._results = [self._video, self._images, self._files]
+        show.click(self._show, self._choice, self._results, **listen)
         self.retried = retry.click(self._retry, self._choice, None, **listen)
         for event in (
             cancel.click(self._cancel, self._choice, None, **listen),
@@ -75,20 +78,21 @@ class Queue:
     def empty_after(self, event: Dependency) -> None:
         """For what clears the session."""
         nothing = runs_html((), self._visits.store.clock())
-        outputs = [self.list, self._choice, self._cancel_all, self._video, self._files]
+        outputs = [self.list, self._choice, self._cancel_all, *self._results]
 
         def empty() -> Any:
             hidden = gr.update(value=None, visible=False)
-            return nothing, gr.update(choices=[], value=None), gr.update(interactive=False), hidden, hidden
+            return nothing, gr.update(choices=[], value=None), gr.update(interactive=False), *(hidden,) * 3
 
         event.success(empty, None, outputs, **QUIET)
 
     async def follow(self, request: gr.Request) -> AsyncGenerator[Any, None]:
         """Show the runs for as long as one of them is not over; the latest call on a page is the one that goes on."""
-        page, me = str(request.session_hash), object()
-        self._followers[page] = me
+        page, me = ("", ""), object()
         told: list[tuple[str, str]] | None = None
         try:
+            page = await self._visits.page(request)
+            self._followers[page] = me
             while True:
                 session, runs = await self._runs(request)
                 if self._followers.get(page) is not me:
@@ -150,12 +154,14 @@ class Queue:
                 raise InvalidRequestError("This run has no result.")
             paths = {record.name: await self._visits.copy_result(session, record) for record in outputs}
             videos = [paths[record.name] for record in outputs if is_video(record)]
-            files = [paths[record.name] for record in outputs if not is_video(record)]
+            images = [paths[record.name] for record in outputs if is_image(record)]
+            files = [paths[record.name] for record in outputs if not (is_video(record) or is_image(record))]
         except AsyncSessionsError as error:
             warn("The result can't be shown", error)
             return gr.skip()
         return {
             self._video: gr.update(value=next(iter(videos), None), visible=bool(videos)),
+            self._images: gr.update(value=images or None, visible=bool(images)),
             self._files: gr.update(value=files or None, visible=bool(files)),
         }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
-from async_sessions._gradio.html import message_html, progress_html
+from async_sessions._gradio.html import bar_html, box_html, message_html
 from async_sessions.jobs import Cancelled, Failed, Progress, Queued, Started, Succeeded
 
 if TYPE_CHECKING:
@@ -14,19 +15,28 @@ if TYPE_CHECKING:
 
 ELSEWHERE: Final = "Another server has this run; if it has stopped, the run goes on here within half a minute"
 UNPLACED: Final = "Waiting for its place in the queue"
+_PREVIEW: Final = (  # of few pixels, shown larger
+    "display:block;height:180px;max-width:100%;object-fit:contain;margin:var(--spacing-lg) auto 0 auto;"
+    "border-radius:var(--radius-sm)"
+)
 _ANNOUNCED: Final = ("", "step")  # notes that say no more than the line does
 
 
 def status_html(event: JobEvent | None, now: datetime, *, more: int = 0, preview: bytes | None = None) -> str:
     """`event` is the latest of a job, `None` where only its entry is known, which waits; `more` jobs wait behind it.
 
-    `preview` is the last picture that came of it.
+    `preview` is an image file that shows what is coming.
     """
     text = status_text(event, now)
     if isinstance(event, Failed | Cancelled):
         return message_html(text)
     behind = f" ({more} more waiting)" if more else ""
-    return progress_html(text + behind, fraction(event), preview if isinstance(event, Progress) else None)
+    return box_html(bar_html(text + behind, fraction(event)) + ("" if preview is None else _picture(preview)))
+
+
+def _picture(preview: bytes) -> str:
+    source = f"data:image/webp;base64,{base64.b64encode(preview).decode()}"  # or PNG or JPEG: browsers look inside
+    return f'<img src="{source}" alt="What the run has so far" style="{_PREVIEW}">'
 
 
 def status_text(event: JobEvent | None, now: datetime) -> str:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakValueDictionary
 
 import anyio
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from async_sessions.records import ImageRecord, OutputRecord, SessionInfo
     from async_sessions.session import Session
     from async_sessions.store import SessionStore
+
+PageKey: TypeAlias = tuple[str, str]
 
 _ANSWER_WITHIN = 5.0  # seconds that a page waits for a store that is being opened
 _REMEMBERED = 4096  # sessions of which the log has told what they left
@@ -85,6 +87,14 @@ class Visits:
         if waiting.cancelled_caught:
             raise StorageError("The store did not answer.")
         return None
+
+    async def page(self, request: gr.Request) -> PageKey:
+        """What tells an open page from others: what it says of itself, and whose session it is.
+
+        The first a client may say as it likes, so alone it opens nothing; the second is "" for one without a session.
+        """
+        session = await self.session(request)
+        return str(request.session_hash), "" if session is None else session.key
 
     async def mint(self, request: gr.Request, token: object) -> Any:
         """A token for a page that shows none of ours though nothing else tells who it is, or an older secret's."""
@@ -166,10 +176,6 @@ class Visits:
         await session.delete()
         await cache.remove_uploads(self.tabs.forget(session.key), folder=get_upload_folder())
         await cache.forget(_blobs(info), folder=get_upload_folder(), key=await self.signer())
-
-
-def is_video(record: OutputRecord) -> bool:
-    return record.media_type.startswith("video/")
 
 
 def _blobs(info: SessionInfo) -> Iterable[str]:
