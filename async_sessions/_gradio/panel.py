@@ -241,10 +241,10 @@ def _hidden() -> Any:
 
 
 def _choices(labels: Mapping[str, str], chosen: Any) -> Any:
-    """A choice that there still is stays as it is: the user may have made another one by now."""
+    """Only a choice that is gone is taken away: where there was none, the user may have made one by now."""
     choices = [(label, value) for value, label in labels.items()]
-    kept = isinstance(chosen, str) and chosen in labels
-    return gr.update(choices=choices) if kept else gr.update(choices=choices, value=None)
+    gone = bool(chosen) and not (isinstance(chosen, str) and chosen in labels)
+    return gr.update(choices=choices, value=None) if gone else gr.update(choices=choices)
 
 
 def _named(record: ImageRecord) -> str:

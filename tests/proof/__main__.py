@@ -14,7 +14,7 @@ import anyio
 
 from async_sessions.records import MIB
 from tests import bounds, linear, test_processes
-from tests.proof import devices, explorers, jobs, soak
+from tests.proof import browsers, devices, explorers, jobs, soak
 from tests.proof.damage import damage
 from tests.proof.fuzz import fuzz
 from tests.proof.stores import stores
@@ -77,6 +77,7 @@ PROOFS: dict[str, Callable[[Path], str]] = {
     "memory": soak.memory,
     **explorers.PROOFS,
     **jobs.PROOFS,
+    **browsers.PROOFS,
 }
 
 

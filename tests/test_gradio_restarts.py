@@ -1,0 +1,54 @@
+"""A server that goes away under a page, and under an upload."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests import uploading
+from tests.images import rgba_png
+from tests.servers import chromium, free_port, opened, serving, wait_until
+from tests.test_gradio_browser import kept, manifest, shown_size, upload
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_page_that_was_open_while_the_server_restarted_goes_on_with_its_images(tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(tmp_path / "root"))
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(rgba_png(90 + number, 60))
+    with chromium() as browser, serving(tmp_path, *arguments, port=port) as server:
+        context = browser.new_context()
+        page = opened(context.new_page(), server.url)
+        upload(page, "start", tmp_path / "0.png")
+        wait_until(lambda: kept(server, context, "0.png"))
+        for number in (1, 2):
+            with page.expect_event("load", timeout=60_000):  # Gradio's own, once it finds another server there
+                server.kill()
+                server.start()
+            assert shown_size(page, "start") == (90, 60)
+            upload(page, "end", tmp_path / f"{number}.png")
+            wait_until(lambda name=f"{number}.png": kept(server, context, "0.png", name))  # type: ignore[misc]
+        page.click("#end button[aria-label='Remove Image']")
+        wait_until(lambda: kept(server, context, "0.png"))
+        page.get_by_label("416").check()
+        page.fill("#frames input[type=number]", "17")
+        page.press("#frames input[type=number]", "Enter")
+        page.click("#generate")
+        expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+        expect(page.locator("#video video")).to_be_visible()
+        (job,) = manifest(server, context)["jobs"].values()
+        assert list(job["inputs"]) == ["start"]
+        opened(page, server.url)
+        assert shown_size(page, "start") == (90, 60)
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_a_kill_in_the_middle_of_an_upload_leaves_the_old_image_or_the_new_one(tmp_path: Path) -> None:
+    seed = str(random.SystemRandom().random())
+    found = uploading.check_kills(tmp_path, kills=3, seed=seed)
+    assert found.old + found.new == 3
