@@ -139,7 +139,7 @@ class Page:
             if "value" not in value:
                 return
             value = value["value"]
-        if isinstance(block, gr.Image | gr.Video | gr.ImageEditor) and value is not None:
+        if isinstance(block, gr.Image | gr.Video | gr.ImageEditor | gr.UploadButton) and value is not None:
             value = {"path": str(value), "orig_name": Path(value).name}
         if isinstance(block, gr.ImageEditor) and value is not None:
             value = {"background": value, "layers": [], "composite": value, "id": None}
