@@ -1,18 +1,28 @@
-"""A Gradio page without a browser: it calls the listeners of a Blocks as Gradio does, in the test's own event loop."""
+"""Gradio pages without a browser: their listeners are called as Gradio does, in the test's own event loop."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from gradio.helpers import skip, special_args
 
+from async_sessions.asgi import COOKIE, CookieSigner
+from async_sessions.dispatch import LocalDispatcher
+from async_sessions.gradio import GradioSessions
+
 if TYPE_CHECKING:
     from gradio.block_function import BlockFunction
+
+    from async_sessions import SessionInfo, SessionStore
+    from tests.steps import StepPipeline
+
+SECRET = "a secret of the tests"
+ANN, BOB = ({COOKIE: CookieSigner(SECRET).sign(name)} for name in ("ann's id", "bob's id"))
 
 _pages = 0
 
@@ -144,3 +154,46 @@ class Page:
         if isinstance(block, gr.ImageEditor) and value is not None:
             value = {"background": value, "layers": [], "composite": value, "id": None}
         self.values[block._id] = value
+
+
+class App:
+    """A small page: two images, two values, a panel, and a pipeline that takes the images."""
+
+    def __init__(self, store: SessionStore, *pipelines: StepPipeline, slots: Any = None, **options: Any) -> None:
+        self.store = store
+        self.dispatcher = LocalDispatcher(store, pipelines) if pipelines else None
+        self.sessions = GradioSessions(store, dispatcher=self.dispatcher, secret=SECRET, **options)
+        with gr.Blocks() as self.demo:
+            self.start, self.end = gr.Image(type="pil"), gr.Image()
+            self.prompt, self.model = gr.Textbox(), gr.Dropdown(["steps", "other"], value="steps")
+            self.label = gr.Textbox()
+            self.sessions.bind(
+                images={"start": self.start, "end": self.end}, state={"prompt": self.prompt, "model": self.model}
+            )
+            self.info = self.sessions.panel()
+            if pipelines:
+                self.video, self.go, self.cancel = gr.Video(), gr.Button("Go"), gr.Button("Stop")
+                self.bar = self.sessions.bind_generate(
+                    self.go,
+                    pipeline=self.model,
+                    video=self.video,
+                    params={"label": self.label},
+                    slots=slots,
+                    cancel=self.cancel,
+                )
+
+    def button(self, label: str) -> gr.Button:
+        return next(each for each in self.demo.blocks.values() if isinstance(each, gr.Button) and each.value == label)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with self.sessions.launch_options()["app_kwargs"]["lifespan"](None):
+            yield
+
+    async def open(self, cookies: Mapping[str, str] = ANN, **user: Any) -> Page:
+        return await Page(self.demo, cookies, **user).load()
+
+    async def kept(self, cookies: Mapping[str, str] = ANN) -> SessionInfo:
+        session = await self.sessions.session(gr.Request(cookies=dict(cookies)))
+        assert session is not None
+        return await session.info()
