@@ -31,6 +31,14 @@ def is_question(block: Any) -> bool:
     return isinstance(block, gr.HTML) and "async-sessions-question" in block.elem_classes
 
 
+def _shown(component: Any, path: Path) -> dict[str, Any]:
+    """As the browser names a file that `component` shows."""
+    file = {"path": str(path), "orig_name": path.name}
+    if isinstance(component, gr.ImageEditor):
+        return {"background": file, "layers": [], "composite": file, "id": None}
+    return file
+
+
 class Page:
     """One open page of `demo`, as a user with these `cookies` sees it. `values` and `props` are what it shows."""
 
@@ -56,7 +64,7 @@ class Page:
 
     async def choose_file(self, component: Any, path: Path, event: str = "upload") -> None:
         """What an upload does: the file is in Gradio's cache, and the browser names it."""
-        self._set(component, path)
+        self.values[component._id] = _shown(component, path)
         await self.fire(component, event)
 
     async def remove(self, component: Any) -> None:
@@ -150,9 +158,7 @@ class Page:
                 return
             value = value["value"]
         if isinstance(block, gr.Image | gr.Video | gr.ImageEditor) and value is not None:
-            value = {"path": str(value), "orig_name": Path(value).name}
-        if isinstance(block, gr.ImageEditor) and value is not None:
-            value = {"background": value, "layers": [], "composite": value, "id": None}
+            value = _shown(block, Path(value))
         self.values[block._id] = value
 
 
