@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+
+from async_sessions import open_store
+
+if TYPE_CHECKING:
+    from tests.pages import App
 
 pytest_plugins = ["async_sessions.testing.fixtures"]
 
@@ -69,3 +75,13 @@ def uploads(cache: Path) -> Callable[[str, bytes], Path]:
         return folder / name
 
     return upload
+
+
+@pytest.fixture
+async def app(cache: Path, tmp_path: Path) -> AsyncIterator[App]:
+    """The app of `tests.pages`, which takes seconds to import, with a store on disk."""
+    from tests.pages import App
+
+    app = App(open_store(tmp_path / "root", cleanup_interval=None))
+    async with app.running():
+        yield app

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,78 +20,21 @@ from async_sessions import (
     BlobStore,
     InvalidKeyError,
     LocalBlobStore,
-    SessionInfo,
-    SessionStore,
     StorageError,
     open_store,
 )
-from async_sessions.asgi import COOKIE, CookieSigner, SessionCookie
-from async_sessions.dispatch import LocalDispatcher
+from async_sessions.asgi import COOKIE, SessionCookie
 from async_sessions.gradio import GradioSessions, session_info_html
 from async_sessions.testing.clock import FrozenClock
 from tests.faults import FaultyBlobStore, files_below, keys_of
 from tests.images import jpeg_with_exif, rgba_png
-from tests.pages import Page
+from tests.pages import ANN, BOB, SECRET, App, Page
 from tests.steps import StepPipeline
 
 if TYPE_CHECKING:
     from blockbuster import BlockBuster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
-
-SECRET = "a secret of the tests"
-ANN, BOB = ({COOKIE: CookieSigner(SECRET).sign(name)} for name in ("ann's id", "bob's id"))
-
-
-class App:
-    """A small page: two images, two values, a panel, and a pipeline that takes the images."""
-
-    def __init__(self, store: SessionStore, *pipelines: StepPipeline, slots: Any = None, **options: Any) -> None:
-        self.store = store
-        self.dispatcher = LocalDispatcher(store, pipelines) if pipelines else None
-        self.sessions = GradioSessions(store, dispatcher=self.dispatcher, secret=SECRET, **options)
-        with gr.Blocks() as self.demo:
-            self.start, self.end = gr.Image(type="pil"), gr.Image()
-            self.prompt, self.model = gr.Textbox(), gr.Dropdown(["steps", "other"], value="steps")
-            self.label = gr.Textbox()
-            self.sessions.bind(
-                images={"start": self.start, "end": self.end}, state={"prompt": self.prompt, "model": self.model}
-            )
-            self.info = self.sessions.panel()
-            if pipelines:
-                self.video, self.go, self.cancel = gr.Video(), gr.Button("Go"), gr.Button("Stop")
-                self.bar = self.sessions.bind_generate(
-                    self.go,
-                    pipeline=self.model,
-                    video=self.video,
-                    params={"label": self.label},
-                    slots=slots,
-                    cancel=self.cancel,
-                )
-
-    def button(self, label: str) -> gr.Button:
-        return next(each for each in self.demo.blocks.values() if isinstance(each, gr.Button) and each.value == label)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        async with self.sessions.launch_options()["app_kwargs"]["lifespan"](None):
-            yield
-
-    async def open(self, cookies: Mapping[str, str] = ANN, **user: Any) -> Page:
-        return await Page(self.demo, cookies, **user).load()
-
-    async def kept(self, cookies: Mapping[str, str] = ANN) -> SessionInfo:
-        session = await self.sessions.session(gr.Request(cookies=dict(cookies)))
-        assert session is not None
-        return await session.info()
-
-
-@pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[App]:
-    app = App(open_store(tmp_path / "root", cleanup_interval=None))
-    async with app.running():
-        yield app
-
 
 # --- images
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from html.parser import HTMLParser
@@ -23,9 +22,9 @@ from async_sessions.gradio import GradioSessions, session_info_html
 from async_sessions.testing.clock import FrozenClock
 from tests.faults import FaultyBlobStore, files_below
 from tests.images import jpeg_with_exif, photograph, rgba_png
-from tests.pages import Page
+from tests.pages import ANN, BOB, SECRET, App, Page
 from tests.steps import StepPipeline
-from tests.test_gradio import ANN, BOB, SECRET, App, generating
+from tests.test_gradio import generating
 
 if TYPE_CHECKING:
     from blockbuster import BlockBuster
@@ -34,13 +33,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'<b>&amp;${document.title=1}{{value}}.png"
 START = FrozenClock().now
-
-
-@pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[App]:
-    app = App(open_store(tmp_path / "root", cleanup_interval=None))
-    async with app.running():
-        yield app
 
 
 class Read(HTMLParser):

@@ -22,9 +22,9 @@ from async_sessions._gradio.status import status_html, status_text
 from async_sessions.gradio import GradioSessions
 from async_sessions.jobs import Cancelled, Failed, JobContext, JobEvent, Progress, Queued, Started, Succeeded
 from async_sessions.testing.clock import FrozenClock
-from tests.pages import Page
+from tests.pages import ANN, BOB, SECRET, Page
 from tests.steps import StepPipeline, local
-from tests.test_gradio import ANN, BOB, SECRET, a_video
+from tests.test_gradio import a_video
 
 if TYPE_CHECKING:
     from async_sessions import GenerationRequest

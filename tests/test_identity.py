@@ -24,9 +24,8 @@ from async_sessions.testing.clock import FrozenClock
 from async_sessions.testing.faults import FailingBlobStore
 from tests.faults import keys_of
 from tests.images import rgba_png
-from tests.pages import Page
+from tests.pages import ANN, BOB, SECRET, App, Page
 from tests.steps import StepPipeline
-from tests.test_gradio import ANN, BOB, SECRET, App
 
 if TYPE_CHECKING:
     from blockbuster import BlockBuster

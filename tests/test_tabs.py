@@ -17,21 +17,13 @@ from async_sessions.dispatch import LocalDispatcher
 from async_sessions.gradio import GradioSessions
 from tests.faults import FaultyBlobStore
 from tests.images import encoded, rgba_png
-from tests.pages import Page
+from tests.pages import ANN, SECRET, App, Page
 from tests.steps import StepPipeline
-from tests.test_gradio import ANN, SECRET, App
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
 Uploads = Callable[[str, bytes], Path]
 HOSTILE = "<img src=x onerror=alert(1)>\"'${document.title=1}{{value}}.png"
-
-
-@pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[App]:
-    app = App(open_store(tmp_path / "root", cleanup_interval=None))
-    async with app.running():
-        yield app
 
 
 @pytest.fixture
