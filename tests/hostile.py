@@ -68,8 +68,6 @@ STRINGS: Final = (
 
 READ_OUT: Final = ("aria-label", "aria-valuetext", "alt", "title")  # attributes that are text
 
-READ_OUT: Final = ("aria-label", "aria-valuetext", "alt", "title")  # attributes that are text
-
 Shape: TypeAlias = list[tuple[int, str, dict[str, str]]]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import colorsys
 import io
-import os
 import random
 import re
 from array import array
@@ -35,6 +34,8 @@ Colour: TypeAlias = tuple[int, int, int]
 SLOTS: Final = ("start", "end")
 WITHIN: Final = 240_000  # milliseconds; many pages on few cores take long to open
 ERRORS: Final = re.compile("Traceback|ERROR|Exception|Error:")
+
+MODEST: Final[dict[str, Any]] = {"viewport": {"width": 800, "height": 600}, "reduced_motion": "reduce"}  # paints less
 
 # Every picture that a page shows: which, its size, and the colour in its middle.
 LOOK: Final = """
@@ -131,8 +132,10 @@ class Visitor:
     async def upload(self) -> None:
         """Or replace."""
         slot, size = self._rng.choice(SLOTS), self._sizes.pop(0)
-        file = {"name": f"{size[0]}.png", "mimeType": "image/png", "buffer": png(self._colours[self._number], size)}
-        await self._page.set_input_files(f"#{slot} input[type=file]", files=[file])  # type: ignore[list-item]
+        data = png(self._colours[self._number], size)
+        await self._page.set_input_files(
+            f"#{slot} input[type=file]", {"name": f"{size[0]}.png", "mimeType": "image/png", "buffer": data}
+        )
         self.holds[slot] = size
 
     async def clear(self) -> None:
@@ -209,7 +212,7 @@ class Visitor:
         for job in (await session.info()).jobs.values() if session else ():
             assert job.status in ("succeeded", "cancelled"), job
             for output in job.outputs.values():
-                async with session.output_file(output) as path:  # type: ignore[union-attr]
+                async with session.output_file(output) as path:
                     with av.open(str(path)) as film:
                         frame = next(film.decode(video=0)).to_ndarray(format="rgb24")
                 self._check_own(frame[frame.shape[0] // 2, frame.shape[1] // 2], "a video in the store")
@@ -256,7 +259,7 @@ class Visitor:
         info = await session.info()
         for record in (*info.images.values(), *(recent.record for recent in info.recent)):
             image = await (await session.read_record(record)).image()
-            self._check_own(image.getpixel((0, 0)), "the store")  # type: ignore[arg-type]
+            self._check_own(image.getpixel((0, 0)), "the store")
         cookies = {cookie.get("name", ""): cookie.get("value", "") for cookie in await self._context.cookies()}
         async with httpx.AsyncClient(cookies=cookies, timeout=WITHIN / 1000) as client:
             for slot in SLOTS:
@@ -295,7 +298,7 @@ async def crowd(folder: Path, *, visitors: int, seconds: float, idle: float, see
     port = free_port()
     with serving(folder, "-m", "tests.visited_app", str(folder / "root"), str(port), port=port) as server:
         async with async_playwright() as playwright, open_store(folder / "root", cleanup_interval=None) as store:
-            browser = await playwright.chromium.launch(executable_path=_aside(folder), args=list(FLAGS))
+            browser = await playwright.chromium.launch(executable_path=chromium_path(), args=list(FLAGS))
             try:
                 seen = await _visited(server, browser, store, visitors, seconds, idle, seed)
             finally:
@@ -305,32 +308,24 @@ async def crowd(folder: Path, *, visitors: int, seconds: float, idle: float, see
         return seen
 
 
-def _aside(folder: Path) -> Path:
-    """A Chromium that leaves half of the cores to the server: users bring their own. It would undo a `nice`."""
-    cores = sorted(os.sched_getaffinity(0))
-    script = folder / "chromium"
-    script.write_text(
-        f'#!/bin/sh\nexec taskset -c {",".join(map(str, cores[len(cores) // 2 :]))} {chromium_path()} "$@"\n'
-    )
-    script.chmod(0o700)
-    return script
-
-
 async def _visited(
     server: Server, browser: Browser, store: SessionStore, count: int, seconds: float, idle: float, seed: str
 ) -> Seen:
     opening = anyio.CapacityLimiter(3)
     crowd = [
-        Visitor(await browser.new_context(), server.url, store, opening, number, count, seed) for number in range(count)
+        Visitor(await browser.new_context(**MODEST), server.url, store, opening, number, count, seed)
+        for number in range(count)
     ]
     await _heard(server)
     await anyio.sleep(idle)
     before = await _heard(server)
-    ends, videos = anyio.current_time() + seconds, []
+    videos: list[int] = []
 
-    async def visit(visitor: Visitor) -> None:
+    async def visit(visitor: Visitor, ends: float | None) -> None:
         try:
-            await visitor.open()
+            if ends is None:
+                await visitor.open()
+                return
             while anyio.current_time() < ends:
                 await visitor.act()
             videos.append(await visitor.leave())
@@ -338,9 +333,11 @@ async def _visited(
             error.add_note(f"seed {seed!r}, visitor {crowd.index(visitor)}: {visitor.did}, holds {visitor.holds}")
             raise
 
-    async with anyio.create_task_group() as group:
-        for visitor in crowd:
-            group.start_soon(visit, visitor)
+    for opened in (False, True):
+        ends = anyio.current_time() + seconds if opened else None
+        async with anyio.create_task_group() as group:
+            for visitor in crowd:
+                group.start_soon(visit, visitor, ends)
     busy = await _heard(server)
     await browser.close()
     await anyio.sleep(idle / 2)  # pages that are gone are noticed

@@ -1,0 +1,341 @@
+"""The demo page for people with a keyboard, a screen reader, a phone, or in the dark; and hostile text in a browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, expect
+
+from tests.hostile import HACK, HARMLESS
+from tests.images import rgba_png
+from tests.servers import Server, chromium, free_port, opened, serving, wait_until
+from tests.test_gradio_browser import kept, manifest, shown_size, upload
+
+pytestmark = pytest.mark.browser
+
+WITHIN = 30_000  # milliseconds; renderings share the cores with the browser
+TABS = ("Generate", "Queue", "Your session")
+INTERACTIVE = {"button", "checkbox", "combobox", "link", "radio", "slider", "spinbutton", "tab", "textbox", "option"}
+
+# Of our own HTML, what is hard to read: the contrast of texts (WCAG 2.2), and what does not fit into its place.
+READABLE = """
+() => {
+    const parts = colour => (colour.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+    const linear = part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) =>
+        0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+    const mixed = (over, under, alpha) => over.slice(0, 3).map((part, i) => alpha * part + (1 - alpha) * under[i]);
+    const problems = [];
+    let texts = 0;
+    for (const box of document.querySelectorAll('.html-container')) {
+        if (!box.checkVisibility()) continue;
+        for (const element of box.querySelectorAll('*')) {
+            const style = getComputedStyle(element);
+            if (style.display !== 'inline' && element.scrollWidth > element.clientWidth + 1)
+                problems.push(`does not fit: ${element.textContent}`);
+            if (![...element.childNodes].some(node => node.nodeType === 3 && node.data.trim())) continue;
+            let opacity = 1, background = [255, 255, 255];
+            for (let each = element; each; each = each.parentElement) opacity *= Number(getComputedStyle(each).opacity);
+            for (let each = element; each; each = each.parentElement) {
+                const [r, g, b, alpha = 1] = parts(getComputedStyle(each).backgroundColor);
+                if (alpha === 1) { background = [r, g, b]; break; }
+            }
+            const [light, dark] = [luminance(mixed(parts(style.color), background, opacity)), luminance(background)]
+                .sort((one, other) => other - one);
+            const contrast = (light + 0.05) / (dark + 0.05);
+            texts += 1;
+            if (contrast < 4.5) problems.push(`${contrast.toFixed(1)}: ${element.textContent}`);
+        }
+    }
+    return [texts, problems];
+}
+"""
+# Which elements there are, with the names of their attributes.
+ELEMENTS = """
+() => [...new Set([...document.querySelectorAll('body, body *')].map(
+    each => [each.localName, ...each.getAttributeNames().sort()].join(' ')))].sort()
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("demo")
+    port = free_port()
+    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(folder / "root"))
+    with serving(folder, *arguments, port=port) as server:
+        yield server
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "a photograph with quite a long name, as cameras and telephones give them, 2026-11-22.png"
+    path.write_bytes(rgba_png(90, 60))
+    return path
+
+
+def tab_to(page: Page, control: Locator) -> None:
+    """By the Tab key alone."""
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if control.count() and control.first.evaluate("control => control === document.activeElement"):
+            return
+    raise AssertionError(f"the Tab key does not come to {control}")
+
+
+def press(page: Page, name: str, key: str = "Enter", *, exact: bool = True) -> None:
+    tab_to(page, page.get_by_role("button", name=name, exact=exact))
+    page.keyboard.press(key)
+
+
+def go_to(page: Page, name: str) -> None:
+    tab_to(page, page.get_by_role("tab", name=name, exact=True))
+    page.keyboard.press("Enter")
+
+
+def choose_first(page: Page, label: str) -> None:
+    """Again where a refresh of the list came in between."""
+    choice = page.get_by_role("combobox", name=label, exact=True)
+    for _ in range(5):
+        tab_to(page, choice)
+        expect(page.get_by_role("option").first).to_be_visible(timeout=WITHIN)
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        if choice.input_value():
+            return
+        page.keyboard.press("Escape")
+    raise AssertionError(f"nothing can be chosen in {label}")
+
+
+def show(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+    page.wait_for_timeout(500)  # what the tab shows comes a moment later, and is looked at as a whole
+
+
+def busy(page: Page, server: Server, photo: Path) -> None:
+    """One run over, one under way and one that waits; two images, and two that were replaced."""
+    opened(page, server.url)
+    page.get_by_label("416").check()
+    page.fill("#frames input[type=number]", "17")
+    page.press("#frames input[type=number]", "Enter")
+    page.fill("#prompt textarea", "A boat crosses the bay, " * 20)
+    for slot in ("start", "end"):
+        upload(page, slot, photo)
+    wait_until(lambda: kept(server, page.context, photo.name, photo.name))
+    page.click("#generate")
+    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+    page.fill("#frames input[type=number]", "121")
+    page.press("#frames input[type=number]", "Enter")
+    page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
+    page.click("#generate")
+    expect(page.locator("#progress")).to_contain_text("of 121", timeout=WITHIN)
+    page.click("#generate")
+    expect(page.locator("#progress")).to_contain_text("1 more waiting", timeout=WITHIN)
+    upload(page, "start", photo)
+    wait_until(lambda: len(manifest(server, page.context)["retired"]) > 0)
+
+
+def test_with_the_keyboard_alone_everything_can_be_done(context: BrowserContext, server: Server, photo: Path) -> None:
+    page = opened(context.new_page(), server.url)
+    tab_to(page, page.locator("#start button[aria-label^='Drop']"))
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(photo)
+    wait_until(lambda: kept(server, context, photo.name))
+    tab_to(page, page.get_by_label("832"))
+    page.keyboard.press("ArrowRight")
+    tab_to(page, page.locator("#frames input[type=number]"))
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.type("121")
+    press(page, "Generate")
+    expect(page.locator("#progress")).to_contain_text("of 121", timeout=WITHIN)
+    press(page, "Cancel", "Space")
+    expect(page.locator("#progress")).to_contain_text("Cancelled", timeout=WITHIN)
+
+    go_to(page, "Your session")
+    choose_first(page, "Image to clear")
+    press(page, "Clear image")
+    wait_until(lambda: kept(server, context))
+    choose_first(page, "Replaced or cleared image")
+    press(page, "Put back", "Space")
+    wait_until(lambda: kept(server, context, photo.name))
+    tab_to(page, page.get_by_role("button", name="Restore from ZIP"))
+    with page.expect_file_chooser():
+        page.keyboard.press("Enter")
+    press(page, "Download my session (ZIP)")
+    expect(page.get_by_text("Save session.zip")).to_be_visible(timeout=WITHIN)
+    press(page, "Clear all")
+    expect(page.get_by_role("alert").get_by_text("for good")).to_be_visible(timeout=WITHIN)
+    press(page, "No, keep it")
+    expect(page.get_by_role("button", name="Yes, clear all")).to_have_count(0, timeout=WITHIN)
+
+    go_to(page, "Queue")
+    choose_first(page, "Run")
+    press(page, "Retry")
+    history = page.get_by_role("list", name="History")
+    expect(page.get_by_role("list", name="Under way and waiting").get_by_role("listitem")).to_have_count(
+        1, timeout=WITHIN
+    )
+    press(page, "Cancel all", "Space")
+    expect(history.get_by_text("Cancelled")).to_have_count(2, timeout=WITHIN)
+    go_to(page, "Your session")
+    press(page, "Clear all")
+    press(page, "Yes, clear all")
+    expect(page.get_by_text("Nothing is kept yet")).to_be_visible(timeout=WITHIN)
+
+
+def check_names(page: Page) -> None:
+    """Every control has a name, and what is listed and measured says what it is."""
+    devtools = page.context.new_cdp_session(page)
+    found = 0
+    for tab in TABS:
+        show(page, tab)
+        for node in devtools.send("Accessibility.getFullAXTree")["nodes"]:
+            if node.get("role", {}).get("value") in INTERACTIVE and not node["ignored"]:
+                found += 1
+                assert node["name"]["value"].strip(), (tab, node)
+    assert found > 40
+    show(page, "Queue")
+    expect(page.get_by_role("list", name="History").get_by_role("listitem")).not_to_have_count(0, timeout=WITHIN)
+    expect(page.get_by_role("progressbar", name="Progress of the run")).to_be_visible(timeout=WITHIN)
+    show(page, "Your session")
+    images, recent = (page.get_by_role("list", name=name) for name in ("Images", "Can be put back"))
+    expect(images.get_by_role("listitem")).to_have_count(2, timeout=WITHIN)
+    expect(recent.get_by_role("listitem")).to_have_count(1, timeout=WITHIN)
+    assert " of " in str(page.get_by_role("meter", name="Room in use").get_attribute("aria-valuetext"))
+
+
+def test_what_we_show_can_be_read_and_has_a_name_on_a_desktop_on_a_phone_and_in_the_dark(
+    browser: Browser, context: BrowserContext, server: Server, photo: Path
+) -> None:
+    page = context.new_page()
+    busy(page, server, photo)
+    check_names(page)
+    shapes: list[dict[str, Any]] = [
+        {"viewport": {"width": 1280, "height": 900}},
+        {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True},
+    ]
+    for shape in shapes:
+        with browser.new_context(**shape, storage_state=context.storage_state()) as other:
+            for theme in ("light", "dark"):
+                page = opened(other.new_page(), f"{server.url}?__theme={theme}")
+                assert page.evaluate("document.body.classList.contains('dark')") is (theme == "dark")
+                for tab in TABS:
+                    show(page, tab)
+                    texts, problems = page.evaluate(READABLE)
+                    assert texts or tab == "Generate"  # which says nothing while nothing runs
+                    assert problems == [], (tab, theme, shape)
+                    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (tab, shape)
+                page.close()
+    page = context.pages[0]
+    show(page, "Queue")
+    cancel = page.get_by_role("button", name="Cancel all")
+    if cancel.is_enabled():
+        cancel.click()
+
+
+def test_on_a_phone_a_tap_does_what_a_click_does(browser: Browser, server: Server, photo: Path) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
+    page = opened(context.new_page(), server.url)
+    with page.expect_file_chooser() as chooser:
+        page.locator("#start button[aria-label^='Drop']").tap()
+    chooser.value.set_files(photo)
+    wait_until(lambda: kept(server, context, photo.name))
+    page.get_by_label("416").tap()
+    page.locator("#generate").tap()
+    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+    page.get_by_role("tab", name="Your session").tap()
+    page.get_by_label("Image to clear").tap()
+    page.get_by_role("option").first.tap()
+    page.get_by_role("button", name="Clear image").tap()
+    wait_until(lambda: kept(server, context))
+    opened(page, server.url)
+    expect(page.locator("#start img")).to_have_count(0, timeout=WITHIN)
+    context.close()
+
+
+def bad_zip(format_name: str) -> bytes:
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        archive.writestr("manifest.json", json.dumps({"format": format_name, "schema": 1}))
+    return written.getvalue()
+
+
+def held(server: Server, page: Page) -> dict[str, Any]:
+    image: dict[str, Any] = manifest(server, page.context)["images"].get("start", {})
+    return image
+
+
+def tried(page: Page, server: Server, string: str) -> set[str]:
+    """The elements of a page on which everything that can have a name has that one, with every list open."""
+    opened(page, server.url)
+    page.fill("#prompt textarea", string)
+    page.get_by_label("416").check()
+    page.fill("#frames input[type=number]", "17")
+    page.press("#frames input[type=number]", "Enter")
+    found: set[str] = set()
+    for number in range(2):
+        data = rgba_png(90 + number, 60)
+        page.set_input_files("#start input[type=file]", {"name": string, "mimeType": "image/png", "buffer": data})
+        wait_until(lambda width=90 + number: held(server, page).get("width") == width)  # type: ignore[misc]
+    page.click("#generate")
+    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+    expect(page.locator("#video video")).to_be_visible(timeout=WITHIN)
+    for tab, labels in (("Queue", ["Run"]), ("Your session", ["Image to clear", "Replaced or cleared image"])):
+        show(page, tab)
+        for label in labels:
+            page.get_by_label(label, exact=True).click()
+            expect(page.get_by_role("option").first).to_be_visible(timeout=WITHIN)
+            found |= set(page.evaluate(ELEMENTS))
+            page.keyboard.press("Escape")
+    page.set_input_files(
+        "input[type=file][accept*=zip]",
+        {"name": "session.zip", "mimeType": "application/zip", "buffer": bad_zip(string)},
+    )
+    notice = page.get_by_test_id("toast-body")
+    expect(notice).to_contain_text("The ZIP is not restored", timeout=WITHIN)
+    expect(notice).to_contain_text(string[:20])
+    found |= set(page.evaluate(ELEMENTS))
+    opened(page, server.url)
+    expect(page.locator("#prompt textarea")).to_have_value(string, timeout=WITHIN)
+    return found | set(page.evaluate(ELEMENTS))
+
+
+def test_hostile_names_are_only_text_in_a_browser(browser: Browser, server: Server) -> None:
+    dialogs: list[Dialog] = []
+    known: set[str] = set()
+    for string in (
+        HARMLESS,
+        f"<img src=x onerror={HACK},alert(1)>.png",
+        f'"><svg onload={HACK}>',
+        f"<iframe srcdoc='<script>parent.{HACK}'>",
+        "{{constructor.constructor('" + HACK + "')()}}[x](javascript:" + HACK + ") <b onclick=x>",
+    ):
+        context = browser.new_context()
+        page = context.new_page()
+        page.on("dialog", lambda dialog: dialogs.append(dialog))
+        elements = tried(page, server, string)
+        known = known or elements
+        assert elements <= known, string
+        assert page.evaluate("window.hacked") is None, string
+        assert shown_size(page, "start") == (91, 60)
+        context.close()
+    assert not dialogs
