@@ -18,8 +18,8 @@ from async_sessions import open_store
 from async_sessions.gradio import GradioSessions
 from tests import pages
 from tests.images import encoded
+from tests.pages import ANN, BOB, SECRET
 from tests.steps import StepPipeline, local
-from tests.test_gradio import ANN, BOB, SECRET
 
 if TYPE_CHECKING:
     from async_sessions.jobs import JobContext, Output

@@ -21,7 +21,7 @@ import pytest
 from msgspec.structs import replace
 
 from async_sessions import JobError, JobInfo, SessionInfo, open_store
-from async_sessions._gradio.html import message_html, progress_html
+from async_sessions._gradio.html import bar_html, message_html
 from async_sessions._gradio.runs import Shown, runs_html
 from async_sessions._gradio.status import status_html
 from async_sessions.asgi import COOKIE, CookieSigner
@@ -112,7 +112,7 @@ def renderings(string: str, info: SessionInfo) -> list[str]:
         session_info_html(held, now=NOW, thumbnails=thumbnails),
         session_info_html(replace(held, expires_at=NOW), now=NOW),
         message_html(string),
-        progress_html(string, 0.5),
+        bar_html(string, 0.5),
         *(status_html(event, NOW, more=2) for event in events(string)),
         runs_html(runs, NOW),
     ]

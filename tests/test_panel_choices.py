@@ -8,7 +8,7 @@ import pytest
 
 from async_sessions import open_store
 from tests.images import rgba_png
-from tests.test_gradio import App
+from tests.pages import App
 from tests.test_gradio_panel import choices, choose, click, component
 
 pytestmark = pytest.mark.anyio
