@@ -17,7 +17,7 @@ from tests.images import rgba_png
 from tests.servers import Server, chromium, free_port, opened, serving, wait_until
 from tests.test_gradio_browser import kept, manifest, shown_size, upload
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]  # seconds; on few cores
 
 WITHIN = 30_000  # milliseconds; renderings share the cores with the browser
 TABS = ("Generate", "Queue", "Your session")
@@ -155,6 +155,7 @@ def busy(page: Page, server: Server, photo: Path) -> None:
 
 def test_with_the_keyboard_alone_everything_can_be_done(context: BrowserContext, server: Server, photo: Path) -> None:
     page = opened(context.new_page(), server.url)
+    page.wait_for_timeout(1000)  # a page that is still put together takes no key
     tab_to(page, page.locator("#start button[aria-label^='Drop']"))
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
