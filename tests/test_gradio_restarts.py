@@ -13,7 +13,7 @@ from tests.images import rgba_png
 from tests.servers import chromium, free_port, opened, serving, wait_until
 from tests.test_gradio_browser import kept, manifest, shown_size, upload
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]  # seconds; on few cores
 
 
 def test_a_page_that_was_open_while_the_server_restarted_goes_on_with_its_images(tmp_path: Path) -> None:
