@@ -202,12 +202,12 @@ class GradioSessions:
         one goes on the next can be submitted; the page shows them one by one.
         """
         page = page_in_progress("bind_generate")
+        result = Result(video=video, image=image, gallery=gallery)
         bound = self._bound(page)
         if self.dispatcher is None:
             raise RuntimeError("bind_generate() needs a dispatcher; pass one to GradioSessions.")
         bound.check_slots({slot for each in (slots or {}).values() for slot in each})
         bar = gr.HTML() if progress is None else progress
-        result = Result(video=video, image=image, gallery=gallery)
         generate = Generate(
             self._visits,
             self.dispatcher,

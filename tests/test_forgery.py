@@ -67,8 +67,8 @@ async def test_what_is_anothers_is_answered_as_what_is_not_there(tmp_path: Path,
             return browser
 
         ann = stranger()
-        for name in ("one.png", "two.png"):
-            path = await ann.upload(name, rgba_png(90, 60))
+        for name, width in (("one.png", 90), ("two.png", 91)):
+            path = await ann.upload(name, rgba_png(width, 60))
             assert '"success":true' in await ann.fire(index_of(app, app.start, "upload"), [file_data(path)])
         session = app.store.session("stranger 0")
         request = await session.generation_request("steps", slots=["start"])
@@ -113,7 +113,7 @@ async def test_who_says_another_pages_name_sees_nothing_of_it_and_stops_nothing(
                 await other.fire(app.button("Cancel all"), "click")
                 assert other.values == before
                 (job,) = [job async for info in app.store.sessions() for job in info.jobs.values()]
-                assert (job.status, job.cancel_requested) == ("running", False)
+                assert (job.under_way, job.cancel_requested) == (True, False)
                 await page.fire(app.cancel, "click")
         assert tried
         assert "Cancelled" in page.shows(app.bar)

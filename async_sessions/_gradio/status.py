@@ -36,7 +36,7 @@ def status_html(event: JobEvent | None, now: datetime, *, more: int = 0, preview
 
 def _picture(preview: bytes) -> str:
     source = f"data:image/webp;base64,{base64.b64encode(preview).decode()}"  # or PNG or JPEG: browsers look inside
-    return f'<img src="{source}" alt="What the run has so far" style="{_PREVIEW}">'
+    return f'<img src="{source}" alt="What the run has so far" style="{_PREVIEW}"/>'
 
 
 def status_text(event: JobEvent | None, now: datetime) -> str:
