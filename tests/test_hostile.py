@@ -22,6 +22,7 @@ from msgspec.structs import replace
 
 from async_sessions import JobError, JobInfo, SessionInfo, open_store
 from async_sessions._gradio.html import bar_html, message_html
+from async_sessions._gradio.question import Conflict, question_html
 from async_sessions._gradio.runs import Shown, runs_html
 from async_sessions._gradio.status import status_html
 from async_sessions.asgi import COOKIE, CookieSigner
@@ -114,6 +115,7 @@ def renderings(string: str, info: SessionInfo) -> list[str]:
         message_html(string),
         bar_html(string, 0.5),
         *(status_html(event, NOW, more=2) for event in events(string)),
+        question_html([Conflict("start", {"orig_name": string, "url": "/file"}, names["start"], None)]),
         runs_html(runs, NOW),
     ]
 
