@@ -90,7 +90,8 @@ class Page:
 
     def question(self) -> str:
         """What the page asks; nothing if it does not."""
-        return "".join(str(self.values[block._id] or "") for block in self._demo.blocks.values() if is_question(block))
+        shown = "".join(str(self.values[block._id] or "") for block in self._demo.blocks.values() if is_question(block))
+        return shown if "<dialog" in shown else ""
 
     async def fire(self, component: Any, event: str) -> None:
         """Run the listeners of an event, and those that follow them."""

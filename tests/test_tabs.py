@@ -249,6 +249,12 @@ async def test_an_older_image_that_arrives_after_an_upload_is_put_right(app: App
     assert await name_kept(app) == "two.png"
 
 
+async def test_what_is_bound_opens_no_connection_that_stays_open(app: App) -> None:
+    """Gradio keeps one for each tab of an app that has a `State`, and browsers have six for each host."""
+    assert not [block for block in app.demo.blocks.values() if isinstance(block, gr.State)]
+    assert not app.demo.config.get("connect_heartbeat")
+
+
 async def test_what_is_restored_is_not_stored_again(app: App, one: Path) -> None:
     page = await app.open()
     await page.choose_file(app.start, one)

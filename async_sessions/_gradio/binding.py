@@ -65,16 +65,15 @@ class Binding:
         """Keep what users do from now on; returns the events after which the session holds other images."""
         self._question = element()
         put_at_root(self._question, page)
-        self._revision = gr.State()
         changes = [event for slot, image in self.images.items() for event in self._bind_image(slot, image)]
         for name, component in self.state.items():
             self._bind_state(name, component)
         bound = [*self.images.values(), *self.state.values()]
         if bound:
             page.load(self._restore, None, bound, **QUIET)
-        outputs = [*bound, self._revision]
-        self._question.focus(self._refresh, None, outputs, trigger_mode="always_last", **QUIET)
-        changes.append(self._revision.change(_nothing, None, None, **QUIET))
+        looked = {"trigger_mode": "always_last", **QUIET}
+        self._question.focus(self._refresh, None, [*bound, self._question], **looked)
+        changes.append(self._question.change(_nothing, None, None, **looked))
         answered = self._question.select(
             self._answer, None, [*self.images.values(), self._question], trigger_mode="multiple", **QUIET
         )
@@ -162,15 +161,17 @@ class Binding:
 
     async def _refresh(self, request: gr.Request) -> Any:
         """What another tab has done since, for a page that is looked at again. One that fails waits for the next."""
+        tabs = self._visits.tabs
         try:
-            found = await self._visits.found(request)
-            images, state = await self._visits.tabs.restored(request, self.images, self.state, news=True)
+            if (revision := await tabs.unseen_revision(request)) is None:
+                return gr.skip()
+            images, state = await tabs.restored(request, self.images, self.state, news=True)
+            shown: dict[Component, Any] = {self.images[slot]: path for slot, path in images.items()}
+            shown |= {self.state[name]: value for name, value in state.items()}
+            return {**shown, self._question: question_html(await tabs.conflicts(request), revision)}
         except AsyncSessionsError as error:
             _logger.warning("a page can't look for news: %s", error)
             return gr.skip()
-        revision = None if found is None else found[1].revision
-        shown: dict[Component, Any] = {self.images[slot]: path for slot, path in images.items()}
-        return {**shown, **{self.state[name]: value for name, value in state.items()}, self._revision: revision}
 
     async def _answer(self, event: gr.EventData, request: gr.Request) -> Any:
         answer = event._data if isinstance(event._data, dict) else {}

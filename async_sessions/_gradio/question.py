@@ -74,12 +74,13 @@ def element() -> gr.HTML:
     return gr.HTML("", js_on_load=_SCRIPT, container=False, padding=False, elem_classes="async-sessions-question")
 
 
-def question_html(conflicts: Iterable[Conflict]) -> str:
-    """Nothing for none."""
+def question_html(conflicts: Iterable[Conflict], revision: str = "") -> str:
+    """Nothing to be seen for no conflict; another `revision` of the session is another value, which is a `change`."""
     parts = "".join(map(_part, conflicts))
+    news = f'<span hidden data-revision="{revision}"></span>' if revision else ""
     if not parts:
-        return ""
-    return (
+        return news
+    return news + (
         f'<dialog style="{_DIALOG}" aria-labelledby="async-sessions-question">'
         '<h2 id="async-sessions-question" style="margin:0 0 var(--spacing-md) 0;font-size:var(--text-lg);'
         'font-weight:600;color:var(--body-text-color)">Which image do you want to keep?</h2>'

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _REMEMBERED: Final = 4096  # images on open pages, of which it is known what the session holds
 _VALUE: Final = "value "  # and a name: what `Seen` knows a value by; no slot has such a name
 
+_REVISION: Final = " revision"
 _UNSET: Final = object()  # of a value that the session does not have
 
 _logger = logging.getLogger("async_sessions")
@@ -141,6 +142,17 @@ class Tabs:
             return False
         held = (await self._visits.images_of(request)).get(slot)
         return held is None or held.blob != blob
+
+    async def unseen_revision(self, request: gr.Request) -> str | None:
+        """The session's revision (`EMPTY` where it is over), unless it is the one of the last such question."""
+        if (session := await self._visits.session(request)) is None:
+            return None
+        found = await self._visits.found(request)
+        revision = EMPTY if found is None else found[1].revision
+        if self._seen.seen(request, session.key, _REVISION) == revision:
+            return None
+        self._seen.saw(request, session.key, _REVISION, revision)
+        return revision
 
     async def keep_value(self, request: gr.Request, name: str, value: Any) -> None:
         """Store a value, unless it is the one that was just shown to this page, or kept for it."""
