@@ -131,7 +131,7 @@ def show(page: Page, name: str) -> None:
 
 
 def busy(page: Page, server: Server, photo: Path) -> None:
-    """One run over, one under way and one that waits; two images, and two that were replaced."""
+    """One run over, one under way and one that waits; two images, and one that was replaced."""
     opened(page, server.url)
     page.get_by_label("416").check()
     page.fill("#frames input[type=number]", "17")
@@ -149,6 +149,7 @@ def busy(page: Page, server: Server, photo: Path) -> None:
     expect(page.locator("#progress")).to_contain_text("of 121", timeout=WITHIN)
     page.click("#generate")
     expect(page.locator("#progress")).to_contain_text("1 more waiting", timeout=WITHIN)
+    photo.write_bytes(rgba_png(60, 90))  # another picture of that name
     upload(page, "start", photo)
     wait_until(lambda: len(manifest(server, page.context)["retired"]) > 0)
 

@@ -12,12 +12,12 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from async_sessions import InvalidKeyError, open_store
+from async_sessions import InvalidKeyError, StorageError, open_store
 from async_sessions.dispatch import LocalDispatcher
 from async_sessions.gradio import GradioSessions
 from tests.faults import FaultyBlobStore
 from tests.images import encoded, rgba_png
-from tests.pages import ANN, SECRET, App, Page
+from tests.pages import ANN, BOB, SECRET, App, Page
 from tests.steps import StepPipeline
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
@@ -191,7 +191,59 @@ async def test_an_answer_that_was_not_asked_for_changes_nothing(app: App, one: P
     for slot, keep in [("start", "mine"), ("nowhere", "other"), ("start", "x"), (["start"], {})]:
         await page.answer(slot, keep)  # type: ignore[arg-type]
     assert await name_kept(app) == "one.png"
-    assert page.shows(app.start) == one
+    assert page.shows(app.start).read_bytes() == one.read_bytes()
+
+
+async def test_an_answer_to_a_server_that_was_started_anew_shows_what_is_kept(
+    uploads: Uploads, tmp_path: Path, one: Path, two: Path
+) -> None:
+    app = App(open_store(tmp_path / "root", cleanup_interval=None))
+    async with app.running():
+        page, other = await app.open(), await app.open()
+        await other.choose_file(app.start, one)
+        await page.choose_file(app.start, two)
+        assert page.question()
+    again = App(open_store(tmp_path / "root", cleanup_interval=None))
+    async with again.running():
+        reopened = await again.open()
+        reopened.values[again.start._id] = {"path": str(two), "orig_name": two.name}
+        await reopened.answer("start", "mine")
+        assert await name_kept(again) == "one.png"
+        assert reopened.shows(again.start).read_bytes() == one.read_bytes()
+
+
+async def test_news_that_could_not_be_read_are_shown_at_the_next_look(uploads: Uploads, one: Path) -> None:
+    blobs = FaultyBlobStore()
+    app = App(open_store(blobs, cleanup_interval=None, cache_bytes=0))
+    async with app.running():
+        page, other = await app.open(), await app.open()
+        await other.choose_file(app.start, one)
+        reads: list[str] = []
+
+        def fail_at_the_second(key: str) -> None:
+            reads.append(key)
+            if len(reads) == 2:
+                raise StorageError("The storage does not answer.")
+
+        blobs.before_get = fail_at_the_second
+        await page.look_again()
+        assert page.shows(app.start) is None
+        await page.look_again()
+        assert page.shows(app.start).read_bytes() == one.read_bytes()
+
+
+async def test_clear_all_removes_what_was_refused_and_leaves_what_another_user_shows(
+    app: App, uploads: Uploads, one: Path
+) -> None:
+    page, theirs = await app.open(), await app.open(BOB)
+    for each in (page, theirs):
+        await each.choose_file(app.start, one)  # Gradio has one file for both
+    refused = uploads("refused.png", b"no picture")
+    with pytest.warns(UserWarning, match="not kept"):
+        await page.choose_file(app.start, refused)
+    await page.fire(app.button("Yes, clear all"), "click")
+    assert not refused.exists()
+    assert theirs.shows(app.start).exists()
 
 
 async def test_a_hostile_file_name_is_only_text_in_the_question(app: App, one: Path, two: Path) -> None:

@@ -168,10 +168,12 @@ class Binding:
             images, state = await tabs.restored(request, self.images, self.state, news=True)
             shown: dict[Component, Any] = {self.images[slot]: path for slot, path in images.items()}
             shown |= {self.state[name]: value for name, value in state.items()}
-            return {**shown, self._question: question_html(await tabs.conflicts(request), revision)}
+            shown[self._question] = question_html(await tabs.conflicts(request), revision)
+            await tabs.saw_revision(request, revision)
         except AsyncSessionsError as error:
             _logger.warning("a page can't look for news: %s", error)
             return gr.skip()
+        return shown
 
     async def _answer(self, event: gr.EventData, request: gr.Request) -> Any:
         answer = event._data if isinstance(event._data, dict) else {}
@@ -180,11 +182,11 @@ class Binding:
         try:
             if not isinstance(slot, str) or slot not in self.images or keep not in KEEP:
                 return gr.skip()
-            if (mine := await self._visits.tabs.answered(request, slot)) is not None:
-                if keep == "mine":
-                    await self._keep_upload(request, slot, mine)
-                else:
-                    shown[self.images[slot]] = await self._kept(request, slot)
+            mine = await self._visits.tabs.answered(request, slot)
+            if mine is not None and keep == "mine":
+                await self._keep_upload(request, slot, mine)
+            else:  # or it is not known any more, since the server was started anew
+                shown[self.images[slot]] = await self._kept(request, slot)
             return {**shown, self._question: question_html(await self._visits.tabs.conflicts(request))}
         except AsyncSessionsError as error:
             warn("Your answer has no effect", error)

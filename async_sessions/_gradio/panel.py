@@ -152,7 +152,7 @@ class Panel:
         try:
             if not isinstance(recent, str) or not recent:
                 raise InvalidRequestError("Choose an image first.")
-            if into != _WHERE_IT_WAS and into not in self._images:
+            if not isinstance(into, str) or (into != _WHERE_IT_WAS and into not in self._images):
                 raise InvalidRequestError("Choose where to put the image.")
             if (found := await self._visits.found(request)) is None:
                 raise SlotEmptyError("That image is not among the recent ones any more; upload it again.")

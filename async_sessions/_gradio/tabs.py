@@ -59,6 +59,7 @@ class Tabs:
                 gr.Warning("This image is not kept: your browser sends no cookie. Allow cookies for this site.")
                 return
             self._seen.answered(request, session.key, slot)
+            self._shown.setdefault((session.key, slot, str(payload.get("path"))), EMPTY)  # it goes with the session
             try:
                 digest = await self._replace(request, session, slot, payload)
             except (ImageRejectedError, QuotaExceededError):
@@ -144,15 +145,20 @@ class Tabs:
         return held is None or held.blob != blob
 
     async def unseen_revision(self, request: gr.Request) -> str | None:
-        """The session's revision (`EMPTY` where it is over), unless it is the one of the last such question."""
+        """The session's revision (`EMPTY` where it is over), unless the page `saw_revision`. It counts as use."""
         if (session := await self._visits.session(request)) is None:
             return None
         found = await self._visits.found(request)
         revision = EMPTY if found is None else found[1].revision
         if self._seen.seen(request, session.key, _REVISION) == revision:
+            if found is not None:
+                await _touch(session)
             return None
-        self._seen.saw(request, session.key, _REVISION, revision)
         return revision
+
+    async def saw_revision(self, request: gr.Request, revision: str) -> None:
+        if (session := await self._visits.session(request)) is not None:
+            self._seen.saw(request, session.key, _REVISION, revision)
 
     async def keep_value(self, request: gr.Request, name: str, value: Any) -> None:
         """Store a value, unless it is the one that was just shown to this page, or kept for it."""
@@ -245,10 +251,7 @@ class Tabs:
         if (found := await self._visits.found(request)) is None:
             return {}, {}
         session, info = found
-        try:
-            await session.touch()
-        except (SessionNotFoundError, StorageError) as error:
-            _logger.warning("the use of session %s is not recorded: %s", session.key, error)
+        await _touch(session)
         return info.images, info.state
 
     async def _path(self, session: Session, slot: str, record: ImageRecord | None) -> str | None:
@@ -268,6 +271,14 @@ class Tabs:
         return record
 
     def forget(self, key: str) -> list[str]:
-        """Of a session that is over: the values that its pages have seen; returns the paths that they showed."""
+        """Of a session that is over: the values that its pages have seen; returns the paths that only they showed."""
         self._seen.forget(key, _VALUE)
-        return [path for known, _, path in self._shown if known == key]
+        others = {path for known, _, path in self._shown if known != key}  # Gradio has one file for equal uploads
+        return [path for known, _, path in self._shown if known == key and path not in others]
+
+
+async def _touch(session: Session) -> None:
+    try:
+        await session.touch()
+    except (SessionNotFoundError, StorageError) as error:
+        _logger.warning("the use of session %s is not recorded: %s", session.key, error)
