@@ -91,7 +91,8 @@ class Visits:
     async def page(self, request: gr.Request) -> PageKey:
         """What tells an open page from others: what it says of itself, and whose session it is.
 
-        The first a client may say as it likes, so alone it opens nothing; the second is "" for one without a session.
+        The first a client may say as it likes, so it opens nothing of a page with a session; the second is "" without
+        one, where a random name that only the page knows is all there is.
         """
         session = await self.session(request)
         return str(request.session_hash), "" if session is None else session.key
