@@ -146,6 +146,11 @@ def opened(page: Page, url: str) -> Page:
     return page
 
 
+def tracebacks(log: str) -> list[str]:
+    """Those in a server's log; not Gradio's own of a browser that left in the middle of a request."""
+    return [each for each in log.split("Traceback")[1:] if "ClientDisconnect" not in each]
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
     """For what happens in another process."""
     deadline = time.monotonic() + seconds

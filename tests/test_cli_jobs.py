@@ -123,7 +123,7 @@ def test_a_clock_that_is_ahead_of_the_apps_takes_no_living_run_for_lost(root: Pa
 def test_a_dispatcher_that_was_killed_is_gone_once_its_lease_lapsed(root: Path) -> None:
     async def left(store: SessionStore) -> str:
         session = await store.create_session()
-        async with local(store, [steps()], start_paused=True, lease=timedelta(seconds=0.1)) as dispatcher:
+        async with local(store, [steps()], start_paused=True, lease=timedelta(seconds=0.01)) as dispatcher:
             job = await submitted(dispatcher, session)
             (key,) = await keys_of(store.blobs, "owners/")
             lease = await store.blobs.get(key)

@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One loop: the servers that the browser tests start have the other one."""
+    return "asyncio"
+
+
 # --- images
 
 

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One loop: the servers that the browser tests start have the other one."""
+    return "asyncio"
+
+
 HOSTILE = "<img src=x onerror=alert(1)>\"'<b>&amp;${document.title=1}{{value}}.png"
 START = FrozenClock().now
 

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One loop: the servers that the browser tests start have the other one."""
+    return "asyncio"
+
+
 NOW = FrozenClock().now
 KEY = "0" * 32
 HOSTILE = "<img src=x onerror=alert(1)>\"'</li></ul><script>alert(1)</script>${document.title=1}{{value}}"

@@ -22,6 +22,13 @@ from tests.steps import StepPipeline
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """One loop: the servers that the browser tests start have the other one."""
+    return "asyncio"
+
+
 Uploads = Callable[[str, bytes], Path]
 HOSTILE = "<img src=x onerror=alert(1)>\"'${document.title=1}{{value}}.png"
 

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.images import rgba_png
-from tests.servers import Server, chromium, free_port, opened, serving, wait_until
+from tests.servers import Server, chromium, free_port, opened, serving, tracebacks, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -39,7 +39,7 @@ def context(browser: Browser, server: Server) -> Iterator[BrowserContext]:
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     yield context
     context.close()
-    assert "Traceback" not in server.log.read_text()
+    assert tracebacks(server.log.read_text()) == []
 
 
 @pytest.fixture

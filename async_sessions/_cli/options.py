@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator
@@ -94,6 +95,7 @@ def on_store(
 
     async def visit() -> T:
         nonlocal opened
+        _wake(asyncio.get_running_loop())
         if before is not None:
             await before()
         async with store:
@@ -109,6 +111,11 @@ def on_store(
             fail(str(error))
         except (StorageError, RevisionConflictError) as error:
             fail(str(error), PROBLEMS if opened else MISTAKE)
+
+
+def _wake(loop: asyncio.AbstractEventLoop) -> None:
+    """Now and then, so that a Ctrl-C is heard that came just before the loop went to sleep: asyncio alone misses it."""
+    loop.call_later(0.5, _wake, loop)
 
 
 def _store_at(root: str, create: bool, options: dict[str, Any]) -> SessionStore:

@@ -169,15 +169,16 @@ class Generate:
         yield gr.skip()  # a generator that yields nothing empties its outputs, the buttons' labels too
         page, me = ("", ""), object()
         latest: Updates = {}
+        told: set[str] = set()  # the runs that this page was told of, to be shown though they end meanwhile
         try:
             page = await self._visits.page(request)
             self._followers[page] = me
             session = self._guests.get(page) or await self._session(request)
             while session is not None:
                 jobs = await self._dispatcher.jobs(session)
-                if (entry := self._next(page, jobs)) is None:
+                if (entry := self._next(page, jobs, told)) is None:
                     break
-                updates = self._followed(session, entry)
+                updates = self._followed(session, entry, told)
                 async with aclosing(updates):
                     async for update in updates:
                         if self._followers.get(page) is not me:
@@ -185,6 +186,7 @@ class Generate:
                             return
                         latest = {**self._meanwhile(page), **update}
                         yield latest
+                told.discard(entry.id)
                 if entry.id in (asked := self._asked.get(page, [])):
                     asked.remove(entry.id)
         except (SessionNotFoundError, JobNotFoundError):
@@ -200,17 +202,17 @@ class Generate:
                 del self._followers[page]
                 await self._leave(page)
 
-    def _next(self, page: PageKey, entries: Iterable[JobInfo]) -> JobInfo | None:
+    def _next(self, page: PageKey, entries: Iterable[JobInfo], told: Collection[str]) -> JobInfo | None:
         """First what ended before this page could see it, then what is under way, then what waits."""
-        asked = self._asked.get(page, ())
-        shown = [entry for entry in entries if entry.unfinished or entry.id in asked]
+        known = {*told, *self._asked.get(page, ())}
+        shown = [entry for entry in entries if entry.unfinished or entry.id in known]
         return min(shown, key=lambda entry: (entry.unfinished, not entry.under_way, -entry.priority), default=None)
 
-    async def _followed(self, session: Session, entry: JobInfo) -> AsyncGenerator[Updates, None]:
-        """Progress, then the result."""
+    async def _followed(self, session: Session, entry: JobInfo, told: set[str]) -> AsyncGenerator[Updates, None]:
+        """Progress, then the result. The runs that are said to wait behind it are added to `told`."""
         job, shown_at = await self._dispatcher.job(session, entry.id), 0.0
         preview: bytes | None = None
-        more = await self._others(session, entry)
+        more = await self._others(session, entry, told)
         if entry.unfinished and await job.latest() is None:
             yield {self._bar: status_html(None, self._visits.store.clock(), more=more)}
         events = job.events()
@@ -222,7 +224,7 @@ class Generate:
                         continue
                     shown_at = anyio.current_time()
                 else:
-                    more = await self._others(session, entry)
+                    more = await self._others(session, entry, told)
                 now = self._visits.store.clock()
                 update: Updates = {self._bar: status_html(event, now, more=more, preview=preview)}
                 if isinstance(event, Succeeded):
@@ -232,8 +234,10 @@ class Generate:
         finally:
             await _close(events)
 
-    async def _others(self, session: Session, entry: JobInfo) -> int:
-        return sum(each.unfinished and each.id != entry.id for each in await self._dispatcher.jobs(session))
+    async def _others(self, session: Session, entry: JobInfo, told: set[str]) -> int:
+        others = {each.id for each in await self._dispatcher.jobs(session) if each.unfinished} - {entry.id}
+        told |= others
+        return len(others)
 
     def _lost(self, error: AsyncSessionsError) -> str:
         if isinstance(error, StoreClosedError):
