@@ -59,7 +59,8 @@ READABLE = """
 # Which elements there are, with the names of their attributes.
 ELEMENTS = """
 () => [...new Set([...document.querySelectorAll('body, body *')].map(
-    each => [each.localName, ...each.getAttributeNames().sort()].join(' ')))].sort()
+    // what Gradio takes away is `inert` while it fades
+    each => [each.localName, ...each.getAttributeNames().filter(name => name !== 'inert').sort()].join(' ')))].sort()
 """
 
 
