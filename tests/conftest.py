@@ -11,7 +11,10 @@ from blockbuster import BlockBuster, blockbuster_ctx
 from async_sessions import open_store
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext
+
     from tests.pages import App
+    from tests.servers import Server
 
 pytest_plugins = ["async_sessions.testing.fixtures"]
 
@@ -85,3 +88,32 @@ async def app(cache: Path, tmp_path: Path) -> AsyncIterator[App]:
     app = App(open_store(tmp_path / "root", cleanup_interval=None))
     async with app.running():
         yield app
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, for the tests of one file; they are skipped where there is none."""
+    from tests.servers import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Server]:
+    """`async-sessions demo`, for the tests of one file."""
+    from tests.servers import free_port, serving
+
+    folder = tmp_path_factory.mktemp("demo")
+    port = free_port()
+    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(folder / "root"))
+    with serving(folder, *arguments, port=port) as server:
+        yield server
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser profile: who has another one is another user."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()

@@ -26,18 +26,13 @@ from tests.test_identity import Browser, file_data, index_of, mounted
 if TYPE_CHECKING:
     from blockbuster import BlockBuster
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 
 @pytest.fixture
 def anyio_backend() -> str:
     """One loop: the servers that the browser tests start have the other one."""
     return "asyncio"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    return tmp_path / "gradio"
 
 
 class Whole(App):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, 
 
 from tests.hostile import HACK, HARMLESS
 from tests.images import rgba_png
-from tests.servers import Server, chromium, free_port, opened, serving, wait_until
+from tests.servers import Server, opened, wait_until
 from tests.test_gradio_browser import kept, manifest, shown_size, upload
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]  # seconds; on few cores
@@ -62,28 +61,6 @@ ELEMENTS = """
     // what Gradio takes away is `inert` while it fades
     each => [each.localName, ...each.getAttributeNames().filter(name => name !== 'inert').sort()].join(' ')))].sort()
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("demo")
-    port = free_port()
-    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(folder / "root"))
-    with serving(folder, *arguments, port=port) as server:
-        yield server
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield context
-    context.close()
 
 
 @pytest.fixture

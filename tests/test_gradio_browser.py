@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from async_sessions._keys import key_of_id
 from tests.faults import files_below
 from tests.images import PLACE, jpeg_with_exif, photograph, rgba_png
-from tests.servers import Server, chromium, free_port, opened, serving, wait_until
+from tests.servers import Server, free_port, opened, serving, wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -29,28 +29,6 @@ new MutationObserver(() => {
     if (bar) window.seen.push(Number(bar.getAttribute('aria-valuenow')));
 }).observe(document.querySelector('#progress'), {subtree: true, childList: true, attributes: true});
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("demo")
-    port = free_port()
-    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(folder / "root"))
-    with serving(folder, *arguments, port=port) as server:
-        yield server
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield context
-    context.close()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.faults import files_below
 from tests.images import corners, encoded, exif, jpeg_with_exif, photograph, png_file, rgba_png, turned
-from tests.servers import FLAGS, Server, chromium, chromium_path, free_port, opened, serving, wait_until
+from tests.servers import FLAGS, Server, chromium_path, opened, wait_until
 from tests.test_gradio_browser import kept, manifest, shown_size, upload
 
 pytestmark = pytest.mark.browser
@@ -38,28 +38,6 @@ async image => {
 }
 """
 RED, GREEN, BLUE, WHITE = [255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("demo")
-    port = free_port()
-    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(folder / "root"))
-    with serving(folder, *arguments, port=port) as server:
-        yield server
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield context
-    context.close()
 
 
 def file(folder: Path, name: str, data: bytes) -> Path:

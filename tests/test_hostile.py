@@ -39,7 +39,7 @@ from tests.steps import StepPipeline, local
 if TYPE_CHECKING:
     from async_sessions.jobs import JobContext
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
 NOW = FrozenClock().now
 SECRET = "a secret of the tests"
@@ -49,13 +49,6 @@ SECRET = "a secret of the tests"
 def anyio_backend() -> str:
     """One: what is rendered has nothing to do with the loop."""
     return "asyncio"
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    return tmp_path / "gradio"
 
 
 def as_text(string: str) -> str:
