@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
 
 START_WITHIN = 60  # seconds
+PATIENCE = 60  # seconds that a test waits for what a page shows: tests share the cores
 ROOT = Path(__file__).parent.parent
 FLAGS = (
     "--headless",
@@ -119,6 +120,7 @@ def profile(browser: Browser, folder: Path) -> Iterator[BrowserContext]:
 def chromium() -> Iterator[Browser]:
     """Skips where no Chromium is installed."""
     path = chromium_path()
+    expect.set_options(timeout=PATIENCE * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         try:
@@ -146,12 +148,18 @@ def opened(page: Page, url: str) -> Page:
     return page
 
 
+def drawn_size(image: Locator) -> tuple[int, int] | None:
+    """Width and height of an image as the browser draws it; None where it can not, as when another replaces it."""
+    size = image.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight], () => null)")
+    return size and (size[0], size[1])
+
+
 def tracebacks(log: str) -> list[str]:
     """Those in a server's log; not Gradio's own of a browser that left in the middle of a request."""
     return [each for each in log.split("Traceback")[1:] if "ClientDisconnect" not in each]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """For what happens in another process."""
     deadline = time.monotonic() + seconds
     while not condition():

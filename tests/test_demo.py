@@ -140,6 +140,6 @@ async def test_a_model_that_is_there_takes_the_place_of_its_preview(
         for control, value in entered.items():
             page.values[part(demo, control)._id] = value
         await page.fire(part(demo, "generate"), "click")
-        made = json.loads(comment_of(page.shows(part(demo, "video"))))
+        made = json.loads(comment_of(page.shows(part(demo, "video")).read_bytes()))
     assert (made["model"], made["prompt"], made["steps"], made["num_frames"]) == ("i2v-A14B", "a dog", 2, 17)
     assert isinstance(made["seed"], int)

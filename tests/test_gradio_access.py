@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, expect
 
+from tests.demo_page import expect_size, kept, manifest, upload
 from tests.hostile import HACK, HARMLESS
 from tests.images import rgba_png
 from tests.servers import Server, opened, wait_until
-from tests.test_gradio_browser import kept, manifest, shown_size, upload
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]  # seconds; on few cores
 
-WITHIN = 30_000  # milliseconds; renderings share the cores with the browser
 TABS = ("Generate", "Queue", "Your session")
 INTERACTIVE = {"button", "checkbox", "combobox", "link", "radio", "slider", "spinbutton", "tab", "textbox", "option"}
 
@@ -94,7 +93,7 @@ def choose_first(page: Page, label: str) -> None:
     choice = page.get_by_role("combobox", name=label, exact=True)
     for _ in range(5):
         tab_to(page, choice)
-        expect(page.get_by_role("option").first).to_be_visible(timeout=WITHIN)
+        expect(page.get_by_role("option").first).to_be_visible()
         page.keyboard.press("ArrowDown")
         page.keyboard.press("Enter")
         if choice.input_value():
@@ -119,14 +118,14 @@ def busy(page: Page, server: Server, photo: Path) -> None:
         upload(page, slot, photo)
     wait_until(lambda: kept(server, page.context, photo.name, photo.name))
     page.click("#generate")
-    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+    expect(page.locator("#progress")).to_contain_text("Done")
     page.fill("#frames input[type=number]", "121")
     page.press("#frames input[type=number]", "Enter")
     page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
     page.click("#generate")
-    expect(page.locator("#progress")).to_contain_text("of 121", timeout=WITHIN)
+    expect(page.locator("#progress")).to_contain_text("of 121")
     page.click("#generate")
-    expect(page.locator("#progress")).to_contain_text("1 more waiting", timeout=WITHIN)
+    expect(page.locator("#progress")).to_contain_text("1 more waiting")
     photo.write_bytes(rgba_png(60, 90))  # another picture of that name
     upload(page, "start", photo)
     wait_until(lambda: len(manifest(server, page.context)["retired"]) > 0)
@@ -143,9 +142,9 @@ def test_with_the_keyboard_alone_everything_can_be_done(context: BrowserContext,
     page.keyboard.press("ControlOrMeta+A")
     page.keyboard.type("121")
     press(page, "Generate")
-    expect(page.locator("#progress")).to_contain_text("of 121", timeout=WITHIN)
+    expect(page.locator("#progress")).to_contain_text("of 121")
     press(page, "Cancel", "Space")
-    expect(page.locator("#progress")).to_contain_text("Cancelled", timeout=WITHIN)
+    expect(page.locator("#progress")).to_contain_text("Cancelled")
 
     go_to(page, "Your session")
     choose_first(page, "Image to clear")
@@ -156,25 +155,23 @@ def test_with_the_keyboard_alone_everything_can_be_done(context: BrowserContext,
     wait_until(lambda: kept(server, context, photo.name))
     tab_to(page, page.get_by_role("button", name="Restore from ZIP"))
     press(page, "Download my session (ZIP)")
-    expect(page.get_by_text("Save session.zip")).to_be_visible(timeout=WITHIN)
+    expect(page.get_by_text("Save session.zip")).to_be_visible()
     press(page, "Clear all")
-    expect(page.get_by_role("alert").get_by_text("for good")).to_be_visible(timeout=WITHIN)
+    expect(page.get_by_role("alert").get_by_text("for good")).to_be_visible()
     press(page, "No, keep it")
-    expect(page.get_by_role("button", name="Yes, clear all")).to_have_count(0, timeout=WITHIN)
+    expect(page.get_by_role("button", name="Yes, clear all")).to_have_count(0)
 
     go_to(page, "Queue")
     choose_first(page, "Run")
     press(page, "Retry")
     history = page.get_by_role("list", name="History")
-    expect(page.get_by_role("list", name="Under way and waiting").get_by_role("listitem")).to_have_count(
-        1, timeout=WITHIN
-    )
+    expect(page.get_by_role("list", name="Under way and waiting").get_by_role("listitem")).to_have_count(1)
     press(page, "Cancel all", "Space")
-    expect(history.get_by_text("Cancelled")).to_have_count(2, timeout=WITHIN)
+    expect(history.get_by_text("Cancelled")).to_have_count(2)
     go_to(page, "Your session")
     press(page, "Clear all")
     press(page, "Yes, clear all")
-    expect(page.get_by_text("Nothing is kept yet")).to_be_visible(timeout=WITHIN)
+    expect(page.get_by_text("Nothing is kept yet")).to_be_visible()
 
 
 def check_names(page: Page) -> None:
@@ -189,12 +186,12 @@ def check_names(page: Page) -> None:
                 assert node["name"]["value"].strip(), (tab, node)
     assert found > 40
     show(page, "Queue")
-    expect(page.get_by_role("list", name="History").get_by_role("listitem")).not_to_have_count(0, timeout=WITHIN)
-    expect(page.get_by_role("progressbar", name="Progress of the run")).to_be_visible(timeout=WITHIN)
+    expect(page.get_by_role("list", name="History").get_by_role("listitem")).not_to_have_count(0)
+    expect(page.get_by_role("progressbar", name="Progress of the run")).to_be_visible()
     show(page, "Your session")
     images, recent = (page.get_by_role("list", name=name) for name in ("Images", "Can be put back"))
-    expect(images.get_by_role("listitem")).to_have_count(2, timeout=WITHIN)
-    expect(recent.get_by_role("listitem")).to_have_count(1, timeout=WITHIN)
+    expect(images.get_by_role("listitem")).to_have_count(2)
+    expect(recent.get_by_role("listitem")).to_have_count(1)
     assert " of " in str(page.get_by_role("meter", name="Room in use").get_attribute("aria-valuetext"))
 
 
@@ -210,16 +207,17 @@ def test_what_we_show_can_be_read_and_has_a_name_on_a_desktop_on_a_phone_and_in_
     ]
     for shape in shapes:
         with browser.new_context(**shape, storage_state=context.storage_state()) as other:
-            for theme in ("light", "dark"):
-                page = opened(other.new_page(), f"{server.url}?__theme={theme}")
-                assert page.evaluate("document.body.classList.contains('dark')") is (theme == "dark")
-                for tab in TABS:
-                    show(page, tab)
+            page = opened(other.new_page(), f"{server.url}?__theme=dark")
+            assert page.evaluate("document.body.classList.contains('dark')")
+            for tab in TABS:
+                show(page, tab)
+                for theme in ("dark", "light"):
+                    page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
                     texts, problems = page.evaluate(READABLE)
                     assert texts or tab == "Generate"  # which says nothing while nothing runs
                     assert problems == [], (tab, theme, shape)
                     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (tab, shape)
-                page.close()
+                page.evaluate("document.body.classList.add('dark')")
     page = context.pages[0]
     show(page, "Queue")
     cancel = page.get_by_role("button", name="Cancel all")
@@ -236,14 +234,14 @@ def test_on_a_phone_a_tap_does_what_a_click_does(browser: Browser, server: Serve
     wait_until(lambda: kept(server, context, photo.name))
     page.get_by_label("416").tap()
     page.locator("#generate").tap()
-    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+    expect(page.locator("#progress")).to_contain_text("Done")
     page.get_by_role("tab", name="Your session").tap()
     page.get_by_label("Image to clear").tap()
     page.get_by_role("option").first.tap()
     page.get_by_role("button", name="Clear image").tap()
     wait_until(lambda: kept(server, context))
     opened(page, server.url)
-    expect(page.locator("#start img")).to_have_count(0, timeout=WITHIN)
+    expect(page.locator("#start img")).to_have_count(0)
     context.close()
 
 
@@ -272,13 +270,13 @@ def tried(page: Page, server: Server, string: str) -> set[str]:
         page.set_input_files("#start input[type=file]", {"name": string, "mimeType": "image/png", "buffer": data})
         wait_until(lambda width=90 + number: held(server, page).get("width") == width)  # type: ignore[misc]
     page.click("#generate")
-    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
-    expect(page.locator("#video video")).to_be_visible(timeout=WITHIN)
+    expect(page.locator("#progress")).to_contain_text("Done")
+    expect(page.locator("#video video")).to_be_visible()
     for tab, labels in (("Queue", ["Run"]), ("Your session", ["Image to clear", "Replaced or cleared image"])):
         show(page, tab)
         for label in labels:
             page.get_by_label(label, exact=True).click()
-            expect(page.get_by_role("option").first).to_be_visible(timeout=WITHIN)
+            expect(page.get_by_role("option").first).to_be_visible()
             found |= set(page.evaluate(ELEMENTS))
             page.keyboard.press("Escape")
     page.set_input_files(
@@ -286,11 +284,11 @@ def tried(page: Page, server: Server, string: str) -> set[str]:
         {"name": "session.zip", "mimeType": "application/zip", "buffer": bad_zip(string)},
     )
     notice = page.get_by_test_id("toast-body")
-    expect(notice).to_contain_text("The ZIP is not restored", timeout=WITHIN)
+    expect(notice).to_contain_text("The ZIP is not restored")
     expect(notice).to_contain_text(string[:20])
     found |= set(page.evaluate(ELEMENTS))
     opened(page, server.url)
-    expect(page.locator("#prompt textarea")).to_have_value(string, timeout=WITHIN)
+    expect(page.locator("#prompt textarea")).to_have_value(string)
     return found | set(page.evaluate(ELEMENTS))
 
 
@@ -311,6 +309,6 @@ def test_hostile_names_are_only_text_in_a_browser(browser: Browser, server: Serv
         known = known or elements
         assert elements <= known, string
         assert page.evaluate("window.hacked") is None, string
-        assert shown_size(page, "start") == (91, 60)
+        expect_size(page, "start", (91, 60))
         context.close()
     assert not dialogs

@@ -1,27 +1,24 @@
 from __future__ import annotations
 
-import io
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from async_sessions._keys import key_of_id
+from tests.demo_page import QUICK, expect_size, kept, manifest, upload
 from tests.faults import files_below
 from tests.images import PLACE, jpeg_with_exif, photograph, rgba_png
 from tests.servers import Server, free_port, opened, serving, wait_until
+from tests.videos import frames_of
 
 pytestmark = pytest.mark.browser
 
-QUICK = "416"  # the resolution that the preview renders fastest
 WATCH_PROGRESS = """
 window.seen = [];
 new MutationObserver(() => {
@@ -46,38 +43,6 @@ def end_photo(tmp_path: Path) -> Path:
     return path
 
 
-def manifest(server: Server, context: BrowserContext) -> dict[str, Any]:
-    """What is on disk of this browser's session."""
-    (cookie,) = context.cookies()
-    key = key_of_id(cookie["value"].partition(".")[0])
-    found = next(server.folder.glob(f"root/manifests/*/{key}.json"), None)
-    return {"images": {}, "state": {}} if found is None else json.loads(found.read_bytes())
-
-
-def kept(server: Server, context: BrowserContext, *names: str) -> bool:
-    """Whether the session holds images of just these file names."""
-    held = [image["source_name"] for image in manifest(server, context)["images"].values()]
-    return sorted(held) == sorted(names)
-
-
-def upload(page: Page, slot: str, path: Path) -> None:
-    page.set_input_files(f"#{slot} input[type=file]", path)
-
-
-def shown_size(page: Page, slot: str) -> tuple[int, int]:
-    image = page.locator(f"#{slot} img")
-    expect(image).to_be_visible()
-    width, height = image.evaluate(
-        "async image => { await image.decode(); return [image.naturalWidth, image.naturalHeight] }"
-    )
-    return width, height
-
-
-def frames(video: bytes) -> list[np.ndarray[Any, Any]]:
-    with av.open(io.BytesIO(video), "r") as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-
-
 def difference(frame: np.ndarray[Any, Any], path: Path) -> float:
     """Mean difference of a frame to the image in the file, upright, cropped alike, on grey; 0 to 255."""
     with Image.open(path) as file:
@@ -97,9 +62,11 @@ def test_two_photographs_live_through_reload_tabs_and_kill_and_become_a_video(
     wait_until(lambda: kept(server, context, "start.jpg", "end.png"))
 
     opened(page, server.url)
-    assert (shown_size(page, "start"), shown_size(page, "end")) == ((480, 640), (700, 500))
+    expect_size(page, "start", (480, 640))
+    expect_size(page, "end", (700, 500))
     tab = opened(context.new_page(), server.url)
-    assert (shown_size(tab, "start"), shown_size(tab, "end")) == ((480, 640), (700, 500))
+    expect_size(tab, "start", (480, 640))
+    expect_size(tab, "end", (700, 500))
     tab.close()
     stranger = browser.new_context()
     other = opened(stranger.new_page(), server.url)
@@ -109,12 +76,13 @@ def test_two_photographs_live_through_reload_tabs_and_kill_and_become_a_video(
     server.kill()
     server.start()
     opened(page, server.url)
-    assert (shown_size(page, "start"), shown_size(page, "end")) == ((480, 640), (700, 500))
+    expect_size(page, "start", (480, 640))
+    expect_size(page, "end", (700, 500))
 
     page.get_by_label(QUICK).check()
     page.evaluate(WATCH_PROGRESS)
     page.click("#generate")
-    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+    expect(page.locator("#progress")).to_contain_text("Done")
     seen = page.evaluate("window.seen")
     assert seen == sorted(seen)
     assert len({step for step in seen if 0 < step < 100}) >= 2
@@ -123,7 +91,7 @@ def test_two_photographs_live_through_reload_tabs_and_kill_and_become_a_video(
     page.wait_for_function("document.querySelector('#video video').currentTime > 0.2")
     assert video.evaluate("video => [video.readyState, video.duration > 2]") == [4, True]
     source = video.evaluate("video => video.currentSrc")
-    first, *_, last = frames(context.request.get(source).body())
+    first, *_, last = frames_of(context.request.get(source).body())
     assert difference(first, start_photo) < 8
     assert difference(last, end_photo) < 8
     opened(page, server.url)
@@ -133,7 +101,7 @@ def test_two_photographs_live_through_reload_tabs_and_kill_and_become_a_video(
     wait_until(lambda: kept(server, context, "end.png"))
     opened(page, server.url)
     expect(page.locator("#start img")).to_have_count(0)
-    assert shown_size(page, "end") == (700, 500)
+    expect_size(page, "end", (700, 500))
 
     written = b"".join(path.read_bytes() for path in files_below(server.folder / "root"))
     assert PLACE not in written
@@ -171,9 +139,9 @@ def test_of_two_quick_uploads_into_one_slot_the_second_wins(
         upload(page, "start", first)
         upload(page, "start", second)
         wait_until(lambda name=second.name: kept(server, context, name))  # type: ignore[misc]
-        assert shown_size(page, "start") == size
+        expect_size(page, "start", size)
         opened(page, server.url)
-        assert shown_size(page, "start") == size
+        expect_size(page, "start", size)
 
 
 def test_switching_the_model_hides_a_slot_and_never_loses_its_image_or_a_setting(
@@ -188,7 +156,7 @@ def test_switching_the_model_hides_a_slot_and_never_loses_its_image_or_a_setting
     expect(page.locator("#start, #end")).to_have_count(0)
     page.get_by_label("ti2v-5B").check()
     expect(page.locator("#end")).to_have_count(0)
-    assert shown_size(page, "start") == (480, 640)
+    expect_size(page, "start", (480, 640))
     page.get_by_label("1280 × 704").check()  # noqa: RUF001 - as the page writes it
     expected = {"prompt": "a <b>bold</b> boat", "model": "ti2v-5B", "resolution": 1280 * 704}
     wait_until(lambda: expected.items() <= manifest(server, context)["state"].items())
@@ -199,7 +167,8 @@ def test_switching_the_model_hides_a_slot_and_never_loses_its_image_or_a_setting
     expect(page.locator("#prompt textarea")).to_have_value("a <b>bold</b> boat")
     expect(page.locator("#end")).to_have_count(0)
     page.get_by_label("i2v-A14B", exact=True).check()
-    assert (shown_size(page, "start"), shown_size(page, "end")) == ((480, 640), (700, 500))
+    expect_size(page, "start", (480, 640))
+    expect_size(page, "end", (700, 500))
 
 
 def test_a_run_is_picked_up_after_a_reload_and_can_be_cancelled(context: BrowserContext, server: Server) -> None:
@@ -249,7 +218,7 @@ def test_the_page_works_while_the_store_does_not_answer(
         expect(page.get_by_text("storage does not answer").first).to_be_visible()
         upload(page, "start", start_photo)
         expect(page.get_by_text("This image is not kept")).to_be_visible()
-        assert shown_size(page, "start") == (480, 640)
+        expect_size(page, "start", (480, 640))
         page.click("#generate")
         expect(page.locator("#progress")).to_contain_text("Not started")
     finally:
@@ -258,7 +227,7 @@ def test_the_page_works_while_the_store_does_not_answer(
     upload(page, "start", start_photo)
     wait_until(lambda: kept(server, context, "start.jpg"))
     opened(page, server.url)
-    assert shown_size(page, "start") == (480, 640)
+    expect_size(page, "start", (480, 640))
 
 
 @contextmanager
@@ -290,7 +259,7 @@ def test_the_server_leaves_the_store_when_it_is_terminated_under_an_open_page(
         server.start()
         page.goto(server.url)
         expect(page.locator("#progress [role=progressbar]")).to_be_visible()
-        expect(page.locator("#progress")).to_have_text(re.compile(r"^\s*Done\s*$"), timeout=60_000)
+        expect(page.locator("#progress")).to_have_text(re.compile(r"^\s*Done\s*$"))
         expect(page.locator("#video video")).to_be_visible()
         assert {job["status"] for job in manifest(server, context)["jobs"].values()} == {"succeeded"}
 
@@ -305,8 +274,8 @@ def test_a_run_that_was_killed_with_its_server_goes_on_after_the_restart(
         expect(page.locator("#progress [role=progressbar]")).to_be_visible()
         page.get_by_role("tab", name="Queue").click()
         waiting, history = (page.get_by_role("list", name=name) for name in ("Under way and waiting", "History"))
-        expect(waiting.get_by_text("The server stopped while it was at this")).to_be_visible(timeout=60_000)
-        expect(history.get_by_text("Done")).to_be_visible(timeout=60_000)
+        expect(waiting.get_by_text("The server stopped while it was at this")).to_be_visible()
+        expect(history.get_by_text("Done")).to_be_visible()
         page.get_by_role("tab", name="Generate").click()
         expect(page.locator("#progress")).to_contain_text("Done")
         expect(page.locator("#video video")).to_be_visible()
@@ -318,7 +287,7 @@ def test_a_queue_shows_several_runs_and_what_came_of_them(context: BrowserContex
     page.get_by_label(QUICK).check()
     page.fill("#prompt textarea", "<img src=x onerror=alert(1)>")
     page.click("#generate")
-    expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+    expect(page.locator("#progress")).to_contain_text("Done")
     page.fill("#frames input[type=number]", "121")
     page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
     page.click("#generate")
@@ -391,9 +360,11 @@ def test_the_panel_clears_puts_back_and_carries_a_session_to_another_browser(
     expect(phone.get_by_role("list", name="Images").get_by_role("listitem")).to_have_count(2)
     assert phone.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     phone.get_by_role("tab", name="Generate").click()
-    assert (shown_size(phone, "start"), shown_size(phone, "end")) == ((480, 640), (700, 500))
+    expect_size(phone, "start", (480, 640))
+    expect_size(phone, "end", (700, 500))
     expect(phone.locator("#prompt textarea")).to_have_value("a <b>bold</b> boat")
     opened(phone, server.url)
-    assert (shown_size(phone, "start"), shown_size(phone, "end")) == ((480, 640), (700, 500))
+    expect_size(phone, "start", (480, 640))
+    expect_size(phone, "end", (700, 500))
     assert kept(server, elsewhere, "start.jpg", "end.png")
     elsewhere.close()

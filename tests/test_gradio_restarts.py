@@ -9,9 +9,9 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import uploading
+from tests.demo_page import expect_size, kept, manifest, upload
 from tests.images import rgba_png
-from tests.servers import chromium, free_port, opened, serving, wait_until
-from tests.test_gradio_browser import kept, manifest, shown_size, upload
+from tests.servers import PATIENCE, chromium, free_port, opened, serving, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]  # seconds; on few cores
 
@@ -27,10 +27,10 @@ def test_a_page_that_was_open_while_the_server_restarted_goes_on_with_its_images
         upload(page, "start", tmp_path / "0.png")
         wait_until(lambda: kept(server, context, "0.png"))
         for number in (1, 2):
-            with page.expect_event("load", timeout=60_000):  # Gradio's own, once it finds another server there
+            with page.expect_event("load", timeout=PATIENCE * 1000):  # Gradio's own, once it finds another server there
                 server.kill()
                 server.start()
-            assert shown_size(page, "start") == (90, 60)
+            expect_size(page, "start", (90, 60))
             upload(page, "end", tmp_path / f"{number}.png")
             wait_until(lambda name=f"{number}.png": kept(server, context, "0.png", name))  # type: ignore[misc]
         page.click("#end button[aria-label='Remove Image']")
@@ -39,12 +39,12 @@ def test_a_page_that_was_open_while_the_server_restarted_goes_on_with_its_images
         page.fill("#frames input[type=number]", "17")
         page.press("#frames input[type=number]", "Enter")
         page.click("#generate")
-        expect(page.locator("#progress")).to_contain_text("Done", timeout=60_000)
+        expect(page.locator("#progress")).to_contain_text("Done")
         expect(page.locator("#video video")).to_be_visible()
         (job,) = manifest(server, context)["jobs"].values()
         assert list(job["inputs"]) == ["start"]
         opened(page, server.url)
-        assert shown_size(page, "start") == (90, 60)
+        expect_size(page, "start", (90, 60))
         assert "Traceback" not in server.log.read_text()
 
 

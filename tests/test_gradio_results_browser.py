@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.images import rgba_png
-from tests.servers import Server, chromium, free_port, opened, serving
+from tests.servers import Server, chromium, drawn_size, free_port, opened, serving
 
 pytestmark = pytest.mark.browser
 
@@ -41,12 +41,11 @@ def look(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
-def shown(page: Page, part: str) -> list[tuple[int, int]]:
+def shown(page: Page, part: str) -> list[tuple[int, int] | None]:
     """The sizes of the images that are really drawn."""
     images = page.locator(f"{part} img")
-    expect(images.first).to_be_visible(timeout=60_000)
-    sizes = "all => Promise.all(all.map(async i => { await i.decode(); return [i.naturalWidth, i.naturalHeight] }))"
-    return [tuple(size) for size in images.evaluate_all(sizes)]
+    expect(images.first).to_be_visible()
+    return [drawn_size(image) for image in images.all()]
 
 
 def test_a_run_that_makes_images_is_followed_picked_up_and_shown_in_every_tab(
@@ -70,7 +69,7 @@ def test_a_run_that_makes_images_is_followed_picked_up_and_shown_in_every_tab(
     expect(page.locator("#progress")).to_contain_text("1 more waiting")
     (server.folder / "open").touch()
     for each in (page, tab):
-        expect(each.locator("#progress")).to_have_text(re.compile(r"^\s*Done\s*$"), timeout=60_000)
+        expect(each.locator("#progress")).to_have_text(re.compile(r"^\s*Done\s*$"))
         expect(each.get_by_role("list", name="History").get_by_role("listitem")).to_have_count(2)
         expect(each.locator("#gallery img")).to_have_count(4)
         assert shown(each, "#gallery") == [(240, 160)] * 4

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from tests.demo_page import expect_size, kept, manifest, upload
 from tests.faults import files_below
 from tests.images import corners, encoded, exif, jpeg_with_exif, photograph, png_file, rgba_png, turned
 from tests.servers import FLAGS, Server, chromium_path, opened, wait_until
-from tests.test_gradio_browser import kept, manifest, shown_size, upload
 
 pytestmark = pytest.mark.browser
 
@@ -79,12 +79,14 @@ def test_a_file_comes_by_dialog_by_drop_and_by_paste(context: BrowserContext, se
     drop(page, "end", file(tmp_path, "dropped.png", rgba_png(91, 60)))
     wait_until(lambda: kept(server, context, "chosen.png", "dropped.png"))
     opened(page, server.url)
-    assert (shown_size(page, "start"), shown_size(page, "end")) == ((90, 60), (91, 60))
+    expect_size(page, "start", (90, 60))
+    expect_size(page, "end", (91, 60))
     page.evaluate(COPY, base64.b64encode(rgba_png(92, 60)).decode())
     page.click("#start button[aria-label='Paste from clipboard']")
     wait_until(lambda: manifest(server, context)["images"].get("start", {}).get("width") == 92)
     opened(page, server.url)
-    assert (shown_size(page, "start"), shown_size(page, "end")) == ((92, 60), (91, 60))
+    expect_size(page, "start", (92, 60))
+    expect_size(page, "end", (91, 60))
 
 
 def test_a_photograph_is_upright_however_the_camera_was_held(
@@ -99,7 +101,7 @@ def test_a_photograph_is_upright_however_the_camera_was_held(
         wait_until(lambda names=(f"{orientation}.jpg", f"{orientation}.png"): kept(server, context, *names))  # type: ignore[misc]
         for _ in range(2):  # as uploaded, and as stored
             for slot, size in (("start", (96, 64)), ("end", (80, 64))):
-                assert shown_size(page, slot) == size
+                expect_size(page, slot, size)
                 found = page.locator(f"#{slot} img").evaluate(QUARTERS)
                 assert np.abs(np.subtract(found, [RED, GREEN, WHITE, BLUE])).max() < 16, (orientation, slot)
             opened(page, server.url)
@@ -113,7 +115,7 @@ def test_a_large_png_is_kept_byte_for_byte(context: BrowserContext, server: Serv
     upload(page, "start", file(tmp_path, "large.png", data))
     wait_until(lambda: kept(server, context, "large.png"), 60)
     opened(page, server.url)
-    assert shown_size(page, "start") == (2400, 2400)
+    expect_size(page, "start", (2400, 2400))
     session = manifest(server, context)
     stored = files_below(server.folder / "root", "blobs", session["incarnation"])
     assert data in [path.read_bytes() for path in stored]
@@ -148,10 +150,10 @@ def test_a_refused_file_says_why_and_leaves_the_image_before_it(
     notice = page.get_by_test_id("toast-body").filter(has_text="This file is not kept")
     expect(notice).to_be_visible()
     expect(notice).to_contain_text(told)
-    wait_until(lambda: shown_size(page, "start") == (90, 60))
+    expect_size(page, "start", (90, 60))
     assert manifest(server, context)["images"] == before["images"]
     opened(page, server.url)
-    assert shown_size(page, "start") == (90, 60)
+    expect_size(page, "start", (90, 60))
     upload(page, "start", file(tmp_path, "better.png", rgba_png(80, 60)))
     wait_until(lambda: kept(server, context, "better.png"))
 
@@ -168,7 +170,7 @@ def test_back_and_forward_find_the_images_and_the_page_still_works(
         wait_until(lambda: kept(server, context, "start.png"))
         page.goto(server.url + "config")
         page.go_back(wait_until="commit")
-        assert shown_size(page, "start") == (90, 60)
+        expect_size(page, "start", (90, 60))
         page.wait_for_function("window.persisted !== undefined")
         assert page.evaluate("window.persisted") is cached
         if cached:  # whose connections are gone, which Gradio takes a moment to find out

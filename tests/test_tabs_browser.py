@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, expect
 
+from tests.demo_page import expect_size, upload
 from tests.images import rgba_png
-from tests.servers import Server, chromium, free_port, opened, serving, tracebacks, wait_until
+from tests.servers import Server, chromium, drawn_size, free_port, opened, serving, tracebacks, wait_until
 
 pytestmark = pytest.mark.browser
 
 LOOK = "window.dispatchEvent(new Event('focus'))"  # headless windows all have the focus all the time
-NATURAL = "async image => { await image.decode(); return [image.naturalWidth, image.naturalHeight] }"
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,6 @@ def holds(server: Server, slot: str, name: str) -> bool:
     return bool(kept(server).get(slot, {}).get("source_name") == name)
 
 
-def upload(page: Page, slot: str, path: Path) -> None:
-    page.set_input_files(f"#{slot} input[type=file]", path)
-
-
-def expect_size(page: Page, slot: str, size: tuple[int, int]) -> None:
-    image = page.locator(f"#{slot} img")
-    wait_until(lambda: image.count() == 1 and image.evaluate(NATURAL) == list(size))
-
-
 def test_a_change_in_one_tab_appears_in_the_other_when_it_is_looked_at(
     context: BrowserContext, server: Server, photo: Any
 ) -> None:
@@ -99,7 +90,7 @@ def test_an_upload_over_an_unseen_one_shows_both_and_asks(
     dialog = other.get_by_role("dialog", name="Which image do you want to keep?")
     expect(dialog).to_be_visible()
     for image in dialog.locator("img").all():
-        assert all(image.evaluate(NATURAL))
+        assert drawn_size(image)
     expect(dialog.get_by_text("one.png")).to_be_visible()
     expect(dialog.get_by_text("two.png")).to_be_visible()
     box = dialog.bounding_box()
@@ -149,7 +140,7 @@ def test_images_of_every_type_and_an_editor_live_through_a_reload(
         expect_size(page, slot, (300, 200))
     told = page.locator("#told textarea")
     page.click("#tell")
-    expect(told).to_have_value("ndarray (200, 300, 3)\nImage (300, 200)\nstr \nImage (400, 300)", timeout=30_000)
+    expect(told).to_have_value("ndarray (200, 300, 3)\nImage (300, 200)\nstr \nImage (400, 300)")
     assert kept(server) == stored
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from async_sessions import open_store
-from tests.servers import chromium, free_port, opened, serving, wait_until
-from tests.test_gradio_browser import kept, manifest, shown_size, upload
+from tests.demo_page import kept, manifest, upload
+from tests.servers import chromium, drawn_size, free_port, opened, serving, wait_until
 
 
 class Found(NamedTuple):
@@ -58,7 +58,9 @@ def check_kills(folder: Path, *, kills: int, seed: str) -> Found:
             server.kill()
             server.start()
             opened(page, server.url)
-            width, height = shown_size(page, "start")
+            image = page.locator("#start img")
+            image.wait_for()
+            width, height = drawn_size(image) or (0, 0)
             told = f"seed {seed!r}, kill {number}: {width} x {height} after image {there}"
             assert height == 2400, told
             assert width - 2400 in (there, number), told

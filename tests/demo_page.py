@@ -1,0 +1,42 @@
+"""What the tests do on the page of `async-sessions demo`, and what its store holds then."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from async_sessions._keys import key_of_id
+from tests.servers import drawn_size, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from playwright.sync_api import BrowserContext, Page
+
+    from tests.servers import Server
+
+QUICK = "416"  # the resolution that the preview renders fastest
+
+
+def manifest(server: Server, context: BrowserContext) -> dict[str, Any]:
+    """What is on disk of this browser's session."""
+    (cookie,) = context.cookies()
+    key = key_of_id(cookie["value"].partition(".")[0])
+    found = next(server.folder.glob(f"root/manifests/*/{key}.json"), None)
+    return {"images": {}, "state": {}} if found is None else json.loads(found.read_bytes())
+
+
+def kept(server: Server, context: BrowserContext, *names: str) -> bool:
+    """Whether the session holds images of just these file names."""
+    held = [image["source_name"] for image in manifest(server, context)["images"].values()]
+    return sorted(held) == sorted(names)
+
+
+def upload(page: Page, slot: str, path: Path) -> None:
+    page.set_input_files(f"#{slot} input[type=file]", path)
+
+
+def expect_size(page: Page, slot: str, size: tuple[int, int]) -> None:
+    """That a slot shows an image of this width and height, drawn."""
+    image = page.locator(f"#{slot} img")
+    wait_until(lambda: image.count() == 1 and drawn_size(image) == size)
