@@ -199,7 +199,8 @@ class GradioSessions:
         takes, all where it says nothing. `params` are the values to run it with; an empty one is left to the pipeline.
         `cancel` ends the session's runs. Progress is shown in `progress`, or in an element made here; it is returned.
         A run belongs to the session, not to the tab: closing the tab stops nothing, and a reload picks it up. While
-        one goes on the next can be submitted; the page shows them one by one.
+        one goes on the next can be submitted; the page shows them one by one, here those of `pipeline`, or of all where
+        that is chosen.
         """
         page = page_in_progress("bind_generate")
         result = Result(video=video, image=image, gallery=gallery)
@@ -213,12 +214,14 @@ class GradioSessions:
             self.dispatcher,
             images=bound.images,
             slots=slots or {},
+            pipeline=pipeline,
             button=button,
             cancel=cancel,
             result=result,
             bar=bar,
+            question=bound.question,
         )
-        clicked = generate.bind(page, pipeline, params or {})
+        clicked = generate.bind(page, params or {})
         for event in (clicked, generate.listen(page), generate.follow_after(clicked)):
             self._changed.on(event)
         self._submitted.on(clicked)

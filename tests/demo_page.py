@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.servers import Server
 
-QUICK = "416"  # the resolution that the preview renders fastest
+QUICK = "416 × 240 · quick"  # noqa: RUF001 - the resolution that the preview renders fastest
 
 
 def manifest(server: Server, context: BrowserContext) -> dict[str, Any]:
@@ -34,6 +34,18 @@ def kept(server: Server, context: BrowserContext, *names: str) -> bool:
 
 def upload(page: Page, slot: str, path: Path) -> None:
     page.set_input_files(f"#{slot} input[type=file]", path)
+
+
+def choose(page: Page, label: str) -> None:
+    """A radio button; again where it was drawn anew under the click, as after the choice of another model."""
+    radio = page.get_by_label(label, exact=True)
+
+    def chosen() -> bool:
+        if not radio.is_checked():
+            radio.click()
+        return radio.is_checked()
+
+    wait_until(chosen)
 
 
 def expect_size(page: Page, slot: str, size: tuple[int, int]) -> None:

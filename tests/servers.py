@@ -139,9 +139,11 @@ def opened(page: Page, url: str) -> Page:
 
     page.on("requestfinished", note)
     page.on("requestfailed", note)  # the page itself hangs up after the last answer
-    page.goto(url)
+    page.goto(url, wait_until="commit")
     over.clear()  # those of the page before
+    deadline = time.monotonic() + 2 * PATIENCE
     while not over:
+        assert time.monotonic() < deadline, f"{url} did not open in time"
         page.wait_for_timeout(20)
     page.remove_listener("requestfinished", note)
     page.remove_listener("requestfailed", note)

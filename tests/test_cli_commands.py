@@ -431,7 +431,7 @@ def test_an_output_that_can_not_be_written_is_one_sentence(root: Path, session: 
 
 def test_ctrl_c_ends_a_command_without_a_traceback(root: Path, session: Session) -> None:
     endless = """
-import anyio
+import anyio, signal
 from async_sessions import SessionStore
 
 async def verify(*arguments, **options):
@@ -439,6 +439,7 @@ async def verify(*arguments, **options):
     await anyio.sleep_forever()
 
 SessionStore.verify = verify
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's job in the background does not have
 """
     with subprocess.Popen(
         command_line("verify", "--root", root, before=endless),

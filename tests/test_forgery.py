@@ -17,11 +17,11 @@ from gradio_client import Client, handle_file  # type: ignore[import-untyped]
 from async_sessions import SessionStore, open_store
 from async_sessions.asgi import COOKIE, CookieSigner
 from tests.images import rgba_png
+from tests.over_http import Browser, file_data, index_of, mounted
 from tests.pages import BOB, SECRET, App
 from tests.servers import Server, serving
 from tests.steps import StepPipeline
 from tests.test_gradio import a_video
-from tests.test_identity import Browser, file_data, index_of, mounted
 
 if TYPE_CHECKING:
     from blockbuster import BlockBuster

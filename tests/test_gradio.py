@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -28,6 +29,7 @@ from async_sessions.gradio import GradioSessions, session_info_html
 from async_sessions.testing.clock import FrozenClock
 from tests.faults import FaultyBlobStore, files_below, keys_of
 from tests.images import jpeg_with_exif, rgba_png
+from tests.over_http import Browser, file_data, index_of, mounted
 from tests.pages import ANN, BOB, SECRET, App, Page
 from tests.steps import StepPipeline
 
@@ -657,3 +659,37 @@ async def test_no_listener_of_ours_is_part_of_the_apps_api_or_waits_for_another_
     app = App(open_store("memory://"), StepPipeline("steps"))
     assert {fn.api_visibility for fn in app.demo.fns.values()} == {"private"}
     assert {fn.concurrency_limit for fn in app.demo.fns.values() if fn.fn} == {None}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in the statistics that Gradio keeps with pandas
+async def test_nobody_waits_for_the_run_of_another_whatever_limit_the_app_sets(
+    tmp_path: Path, blockbuster: BlockBuster
+) -> None:
+    blockbuster.deactivate()  # Gradio's own calls run below our middleware
+    steps = StepPipeline("steps")
+    steps.spec.defaults["endless"] = True  # type: ignore[index]
+    app = App(open_store("memory://", cleanup_interval=None), steps)
+    app.demo.queue(default_concurrency_limit=1)
+    loaded = [index for index, fn in app.demo.fns.items() if (app.demo._id, "load") in fn.targets]
+    (follow,) = (index for index in loaded if inspect.isasyncgenfunction(app.demo.fns[index].fn))
+    async with mounted(app) as parent:
+        browsers, seen = [Browser(parent) for _ in range(3)], []
+
+        async def generate(browser: Browser) -> None:
+            await browser.open()
+            await browser.fire(index_of(app, app.go, "click"), ["steps", "", None, None])
+            seen.append(await browser.fire(follow, []))
+
+        async with anyio.create_task_group() as group:
+            for browser in browsers:
+                group.start_soon(generate, browser)
+            while sum(job is not None for job in app.demo._queue.active_jobs) < len(browsers):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            with anyio.fail_after(30):
+                late = Browser(parent)
+                await late.open()
+                path = await late.upload("photo.png", rgba_png(90, 60))
+                assert '"success":true' in await late.fire(index_of(app, app.start, "upload"), [file_data(path)])
+            for browser in browsers:
+                await browser.fire(index_of(app, app.cancel, "click"), [])
+        assert ["Cancelled" in each for each in seen] == [True] * 3

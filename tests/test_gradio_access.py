@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, expect
 
-from tests.demo_page import expect_size, kept, manifest, upload
+from tests.demo_page import QUICK, choose, expect_size, kept, manifest, upload
 from tests.hostile import HACK, HARMLESS
 from tests.images import rgba_png
 from tests.servers import Server, opened, wait_until
@@ -110,7 +110,7 @@ def show(page: Page, name: str) -> None:
 def busy(page: Page, server: Server, photo: Path) -> None:
     """One run over, one under way and one that waits; two images, and one that was replaced."""
     opened(page, server.url)
-    page.get_by_label("416").check()
+    choose(page, QUICK)
     page.fill("#frames input[type=number]", "17")
     page.press("#frames input[type=number]", "Enter")
     page.fill("#prompt textarea", "A boat crosses the bay, " * 20)
@@ -121,7 +121,7 @@ def busy(page: Page, server: Server, photo: Path) -> None:
     expect(page.locator("#progress")).to_contain_text("Done")
     page.fill("#frames input[type=number]", "121")
     page.press("#frames input[type=number]", "Enter")
-    page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
+    choose(page, "1280 × 720")  # noqa: RUF001 - as the page writes it
     page.click("#generate")
     expect(page.locator("#progress")).to_contain_text("of 121")
     page.click("#generate")
@@ -232,7 +232,7 @@ def test_on_a_phone_a_tap_does_what_a_click_does(browser: Browser, server: Serve
         page.locator("#start button[aria-label^='Drop']").tap()
     chooser.value.set_files(photo)
     wait_until(lambda: kept(server, context, photo.name))
-    page.get_by_label("416").tap()
+    page.get_by_label(QUICK).tap()
     page.locator("#generate").tap()
     expect(page.locator("#progress")).to_contain_text("Done")
     page.get_by_role("tab", name="Your session").tap()
@@ -261,7 +261,7 @@ def tried(page: Page, server: Server, string: str) -> set[str]:
     """The elements of a page on which everything that can have a name has that one, with every list open."""
     opened(page, server.url)
     page.fill("#prompt textarea", string)
-    page.get_by_label("416").check()
+    choose(page, QUICK)
     page.fill("#frames input[type=number]", "17")
     page.press("#frames input[type=number]", "Enter")
     found: set[str] = set()

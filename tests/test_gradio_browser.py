@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.demo_page import QUICK, expect_size, kept, manifest, upload
+from tests.demo_page import QUICK, choose, expect_size, kept, manifest, upload
 from tests.faults import files_below
 from tests.images import PLACE, jpeg_with_exif, photograph, rgba_png
 from tests.servers import Server, free_port, opened, serving, wait_until
@@ -79,7 +79,7 @@ def test_two_photographs_live_through_reload_tabs_and_kill_and_become_a_video(
     expect_size(page, "start", (480, 640))
     expect_size(page, "end", (700, 500))
 
-    page.get_by_label(QUICK).check()
+    choose(page, QUICK)
     page.evaluate(WATCH_PROGRESS)
     page.click("#generate")
     expect(page.locator("#progress")).to_contain_text("Done")
@@ -152,12 +152,12 @@ def test_switching_the_model_hides_a_slot_and_never_loses_its_image_or_a_setting
     upload(page, "end", end_photo)
     wait_until(lambda: kept(server, context, "start.jpg", "end.png"))
     page.fill("#prompt textarea", "a <b>bold</b> boat")
-    page.get_by_label("t2v-A14B").check()
+    choose(page, "t2v-A14B")
     expect(page.locator("#start, #end")).to_have_count(0)
-    page.get_by_label("ti2v-5B").check()
+    choose(page, "ti2v-5B")
     expect(page.locator("#end")).to_have_count(0)
     expect_size(page, "start", (480, 640))
-    page.get_by_label("1280 × 704").check()  # noqa: RUF001 - as the page writes it
+    choose(page, "1280 × 704")  # noqa: RUF001 - as the page writes it
     expected = {"prompt": "a <b>bold</b> boat", "model": "ti2v-5B", "resolution": 1280 * 704}
     wait_until(lambda: expected.items() <= manifest(server, context)["state"].items())
 
@@ -166,16 +166,16 @@ def test_switching_the_model_hides_a_slot_and_never_loses_its_image_or_a_setting
     expect(page.get_by_label("1280 × 704")).to_be_checked()  # noqa: RUF001 - as the page writes it
     expect(page.locator("#prompt textarea")).to_have_value("a <b>bold</b> boat")
     expect(page.locator("#end")).to_have_count(0)
-    page.get_by_label("i2v-A14B", exact=True).check()
+    choose(page, "i2v-A14B")
     expect_size(page, "start", (480, 640))
     expect_size(page, "end", (700, 500))
 
 
 def test_a_run_is_picked_up_after_a_reload_and_can_be_cancelled(context: BrowserContext, server: Server) -> None:
     page = opened(context.new_page(), server.url)
-    page.get_by_label("t2v-A14B").check()
+    choose(page, "t2v-A14B")
     page.fill("#frames input[type=number]", "121")
-    page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
+    choose(page, "1280 × 720")  # noqa: RUF001 - as the page writes it
     page.click("#generate")
     expect(page.locator("#progress [role=progressbar]")).to_be_visible()
     page.goto(server.url)
@@ -237,9 +237,9 @@ def a_long_run(context: BrowserContext, folder: Path) -> Iterator[tuple[Server, 
     arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(folder / "root"))
     with serving(folder, *arguments, port=port) as server:
         page = opened(context.new_page(), server.url)
-        page.get_by_label("t2v-A14B").check()
+        choose(page, "t2v-A14B")
         page.fill("#frames input[type=number]", "121")
-        page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
+        choose(page, "1280 × 720")  # noqa: RUF001 - as the page writes it
         page.click("#generate")
         expect(page.locator("#progress")).to_contain_text("of 121")
         yield server, page
@@ -249,6 +249,8 @@ def test_the_server_leaves_the_store_when_it_is_terminated_under_an_open_page(
     context: BrowserContext, tmp_path: Path
 ) -> None:
     with a_long_run(context, tmp_path) as (server, page):
+        page.fill("#frames input[type=number]", "17")
+        page.press("#frames input[type=number]", "Enter")
         page.click("#generate")
         expect(page.locator("#progress")).to_contain_text("1 more waiting")
         assert server.stop() == 0
@@ -283,13 +285,13 @@ def test_a_run_that_was_killed_with_its_server_goes_on_after_the_restart(
 
 def test_a_queue_shows_several_runs_and_what_came_of_them(context: BrowserContext, server: Server) -> None:
     page = opened(context.new_page(), server.url)
-    page.get_by_label("t2v-A14B").check()
-    page.get_by_label(QUICK).check()
+    choose(page, "t2v-A14B")
+    choose(page, QUICK)
     page.fill("#prompt textarea", "<img src=x onerror=alert(1)>")
     page.click("#generate")
     expect(page.locator("#progress")).to_contain_text("Done")
     page.fill("#frames input[type=number]", "121")
-    page.get_by_label("1280 × 720").check()  # noqa: RUF001 - as the page writes it
+    choose(page, "1280 × 720")  # noqa: RUF001 - as the page writes it
     page.click("#generate")
     expect(page.locator("#progress")).to_contain_text("of 121")
     page.click("#generate")

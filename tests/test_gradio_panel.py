@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -385,6 +386,16 @@ async def test_clear_all_removes_the_zip_that_was_made(app: App, uploads: Any, c
     await click(page, app, "Yes, clear all")
     assert saved(app, page) is None
     assert files_below(cache) == []
+
+
+async def test_where_no_file_can_be_made_for_the_browser_the_page_says_so(app: App, uploads: Any, cache: Path) -> None:
+    page = await app.open()
+    await page.choose_file(app.start, uploads("boat.png", rgba_png()))
+    shutil.rmtree(cache)
+    cache.write_bytes(b"a file in its place")
+    with pytest.warns(UserWarning, match="There is no ZIP. .*storage does not answer"):
+        await click(page, app, "Download my session (ZIP)")
+    assert saved(app, page) is None
 
 
 async def test_there_is_no_zip_of_nothing_or_of_what_is_damaged(app: App, uploads: Any, tmp_path: Path) -> None:

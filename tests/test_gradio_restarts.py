@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import uploading
-from tests.demo_page import expect_size, kept, manifest, upload
+from tests.demo_page import QUICK, choose, expect_size, kept, manifest, upload
 from tests.images import rgba_png
 from tests.servers import PATIENCE, chromium, free_port, opened, serving, wait_until
 
@@ -35,7 +35,7 @@ def test_a_page_that_was_open_while_the_server_restarted_goes_on_with_its_images
             wait_until(lambda name=f"{number}.png": kept(server, context, "0.png", name))  # type: ignore[misc]
         page.click("#end button[aria-label='Remove Image']")
         wait_until(lambda: kept(server, context, "0.png"))
-        page.get_by_label("416").check()
+        choose(page, QUICK)
         page.fill("#frames input[type=number]", "17")
         page.press("#frames input[type=number]", "Enter")
         page.click("#generate")

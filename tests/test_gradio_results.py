@@ -149,6 +149,36 @@ async def test_a_run_that_made_no_image_leaves_what_is_shown() -> None:
         assert (await app.open()).shows(app.result) == before
 
 
+async def test_two_buttons_show_each_the_runs_of_its_own_pipeline() -> None:
+    store = open_store("memory://", cleanup_interval=None)
+    painters = {colour: StepPipeline(colour) for colour in ("red", "blue")}
+    painters["red"].make = lambda params: {"red": RED}
+    painters["blue"].make = lambda params: {"blue": BLUE}
+    sessions = GradioSessions(store, dispatcher=local(store, painters.values()), secret=SECRET)
+    with gr.Blocks() as demo:
+        sessions.bind()
+        buttons = {colour: gr.Button(colour) for colour in painters}
+        images = {colour: gr.Image() for colour in painters}
+        bars = {
+            colour: sessions.bind_generate(buttons[colour], pipeline=colour, image=images[colour])
+            for colour in painters
+        }
+    async with sessions.launch_options()["app_kwargs"]["lifespan"](None):
+        page = await pages.Page(demo, ANN).load()
+        await page.fire(buttons["red"], "click")
+        assert "Done" in page.shows(bars["red"])
+        for each in (page, await pages.Page(demo, ANN).load()):
+            assert each.shows(images["red"]).name == "red.png"
+            assert not each.shows(images["blue"])
+            assert not each.shows(bars["blue"])
+        await page.fire(buttons["blue"], "click")
+        for each in (page, await pages.Page(demo, ANN).load()):
+            assert {colour: each.shows(images[colour]).name for colour in painters} == {
+                "red": "red.png",
+                "blue": "blue.png",
+            }
+
+
 async def test_a_preview_stays_until_the_next_one_and_goes_with_the_result() -> None:
     async with running("image", made()) as app:
         first, second = (encoded(Image.new("RGB", (8, 8), colour), "PNG") for colour in ("red", "blue"))

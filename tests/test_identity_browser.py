@@ -70,10 +70,9 @@ def portal() -> Iterator[str]:
 
 def framed(page: Page, portal: str, server: Server) -> Frame:
     """The app in the portal's frame, once it is ready."""
-    page.goto(portal + server.url)
+    opened(page, portal + server.url)
     (frame,) = (each for each in page.frames if each is not page.main_frame)
     frame.locator("#start input[type=file]").wait_for(state="attached")
-    page.wait_for_load_state("networkidle")
     return frame
 
 

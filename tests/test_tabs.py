@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from async_sessions import InvalidKeyError, StorageError, open_store
+from async_sessions._gradio.seen import Seen
 from async_sessions.dispatch import LocalDispatcher
 from async_sessions.gradio import GradioSessions
 from tests.faults import FaultyBlobStore
@@ -30,6 +31,7 @@ def anyio_backend() -> str:
 
 
 Uploads = Callable[[str, bytes], Path]
+RECENT = "Replaced or cleared image"
 HOSTILE = "<img src=x onerror=alert(1)>\"'${document.title=1}{{value}}.png"
 
 
@@ -116,6 +118,74 @@ async def test_what_changes_while_the_user_is_asked_is_asked_again(app: App, one
     assert await name_kept(app) == "three.png"
     await other.answer("start", "mine")
     assert (other.question(), await name_kept(app)) == ("", "two.png")
+
+
+@pytest.mark.parametrize("keep", ["mine", "other"])
+async def test_a_run_with_what_was_never_kept_asks_before_it_replaces_what_its_tab_has_not_seen(
+    one: Path, two: Path, keep: str
+) -> None:
+    app = App(open_store("memory://", cleanup_interval=None), StepPipeline("steps", start=True, end=False))
+    async with app.running():
+        page, other = await app.open(), await app.open()
+        await other.choose_file(app.start, one)
+        page.values[app.start._id] = {"path": str(two), "orig_name": "two.png"}  # as a webcam or the app's code puts it
+        await page.fire(app.go, "click")
+        assert "one.png" in page.question()
+        assert "two.png" in page.question()
+        assert "say which image" in page.shows(app.bar)
+        assert (await name_kept(app), (await app.kept()).jobs) == ("one.png", {})
+        await page.answer("start", keep)
+        await page.fire(app.go, "click")
+        assert page.question() == ""
+        assert "Done" in page.shows(app.bar)
+        (job,) = (await app.kept()).jobs.values()
+        assert job.inputs["start"].source_name == ("two.png" if keep == "mine" else "one.png")
+
+
+async def test_what_its_tab_has_not_seen_is_shown_before_an_image_is_put_back_over_it(
+    app: App, one: Path, two: Path
+) -> None:
+    page, other = await app.open(), await app.open()
+    await page.choose_file(app.start, one)
+    await page.remove(app.start)
+    await other.choose_file(app.start, two)
+    recent = next(block for block in app.demo.blocks.values() if getattr(block, "label", None) == RECENT)
+    ((_, page.values[recent._id]),) = page.props[recent._id]["choices"]
+    with pytest.warns(UserWarning, match="Another tab has put another image into"):
+        await page.fire(app.button("Put back"), "click")
+    assert await name_kept(app) == "two.png"
+    assert page.shows(app.start).read_bytes() == two.read_bytes()
+    await page.fire(app.button("Put back"), "click")
+    assert await name_kept(app) == "one.png"
+
+
+async def test_what_its_tab_has_not_seen_is_shown_before_a_zip_goes_over_it(
+    app: App, uploads: Uploads, one: Path, two: Path
+) -> None:
+    page, other = await app.open(), await app.open()
+    await page.choose_file(app.start, one)
+    await page.fire(app.button("Download my session (ZIP)"), "click")
+    (saved,) = (each for each in app.demo.blocks.values() if isinstance(each, gr.DownloadButton))
+    data = Path(page.shows(saved)).read_bytes()
+    await other.look_again()
+    await other.choose_file(app.start, two)
+    (restore,) = (each for each in app.demo.blocks.values() if isinstance(each, gr.UploadButton))
+    with pytest.warns(UserWarning, match="Another tab has put another image into"):
+        await page.choose_file(restore, uploads("session.zip", data))
+    assert (await name_kept(app), page.shows(app.start).read_bytes()) == ("two.png", two.read_bytes())
+    await page.choose_file(restore, uploads("session.zip", data))
+    assert await name_kept(app) == "one.png"
+
+
+async def test_a_client_that_opens_many_pages_makes_the_server_forget_none_of_another_session() -> None:
+    seen, page = Seen(), gr.Request(session_hash="a page")
+    seen.saw(page, "ann", "start", "a digest")
+    for number in range(20_000):
+        seen.saw(gr.Request(session_hash=f"page {number}"), "bob", "start", "a digest")
+    assert seen.seen(page, "ann", "start") == "a digest"
+    made_up = gr.Request(session_hash="x" * 1_000_000)
+    seen.saw(made_up, "bob", "start", "a digest")
+    assert not seen.knows(made_up, "bob", "start")
 
 
 async def test_what_another_tab_has_cleared_is_no_reason_to_ask(app: App, one: Path, two: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.demo_page import QUICK, kept, manifest, upload
+from tests.demo_page import QUICK, choose, kept, manifest, upload
 from tests.images import jpeg_with_exif, photograph
 from tests.servers import Server, chromium, free_port, opened, serving, wait_until
 from tests.videos import comment_of, frames_of
@@ -55,7 +55,7 @@ def page(context: BrowserContext, server: Server, tmp_path: Path) -> Page:
     upload(page, "start", start)
     upload(page, "end", end)
     wait_until(lambda: kept(server, context, "start.jpg", "end.jpg"))
-    page.get_by_label(QUICK).check()
+    choose(page, QUICK)
     page.fill("#prompt textarea", "a dog runs on the beach")
     return page
 
@@ -105,14 +105,14 @@ def test_an_end_image_that_a_model_would_ignore_is_put_away_and_the_page_says_so
     context: BrowserContext, server: Server, page: Page
 ) -> None:
     expect(page.locator("#images")).to_have_text("Needs a start image; an end image is optional.")
-    page.get_by_label("ti2v-5B").check()
+    choose(page, "ti2v-5B")
     expect(page.locator("#images")).to_contain_text("takes no end image, which it would ignore")
     expect(page.locator("#end")).to_have_count(0)
     ask(page, frames=17, steps=2)
     expect(page.locator("#progress")).to_contain_text("Done", timeout=SLOW)
     (job,) = manifest(server, context)["jobs"].values()
     assert list(job["inputs"]) == ["start"]
-    page.get_by_label("i2v-A14B", exact=True).check()
+    choose(page, "i2v-A14B")
     expect(page.locator("#end img")).to_be_visible()
     page.click("#start button[aria-label='Remove Image']")
     page.click("#generate")

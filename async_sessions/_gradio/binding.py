@@ -22,6 +22,7 @@ from async_sessions.errors import (
     InvalidKeyError,
     QuotaExceededError,
     RevisionConflictError,
+    StorageError,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Binding:
         self._visits = visits
         self.images = dict(images)
         self.state = dict(state)
+        self.question = element()
 
     def check_slots(self, slots: Iterable[str]) -> None:
         """`InvalidKeyError` for one that no image is bound to."""
@@ -63,8 +65,7 @@ class Binding:
 
     def listen(self, page: gr.Blocks) -> list[Dependency]:
         """Keep what users do from now on; returns the events after which the session holds other images."""
-        self._question = element()
-        put_at_root(self._question, page)
+        put_at_root(self.question, page)
         changes = [event for slot, image in self.images.items() for event in self._bind_image(slot, image)]
         for name, component in self.state.items():
             self._bind_state(name, component)
@@ -72,10 +73,10 @@ class Binding:
         if bound:
             page.load(self._restore, None, bound, **QUIET)
         looked = {"trigger_mode": "always_last", **QUIET}
-        self._question.focus(self._refresh, None, [*bound, self._question], **looked)
-        changes.append(self._question.change(_nothing, None, None, **looked))
-        answered = self._question.select(
-            self._answer, None, [*self.images.values(), self._question], trigger_mode="multiple", **QUIET
+        self.question.focus(self._refresh, None, [*bound, self.question], **looked)
+        changes.append(self.question.change(_nothing, None, None, **looked))
+        answered = self.question.select(
+            self._answer, None, [*self.images.values(), self.question], trigger_mode="multiple", **QUIET
         )
         return [*changes, answered]
 
@@ -93,7 +94,11 @@ class Binding:
 
     def _bind_image(self, slot: str, image: ImageComponent) -> list[Dependency]:
         async def upload(payload: Payload | None, request: gr.Request) -> Any:
-            file = await file_of(image, payload)
+            try:
+                file = await file_of(image, payload)
+            except StorageError as error:
+                warn("This image is not kept", error)
+                return gr.skip()
             return gr.skip() if file is None else await self._keep_upload(request, slot, file)
 
         async def settle(payload: Payload | None, request: gr.Request) -> Any:
@@ -119,9 +124,9 @@ class Binding:
         # "once", the default, would drop an upload while another is stored; "always_last" sends it afterwards.
         uploading = {"preprocess": False, "trigger_mode": "always_last", **options}
         settling = {"preprocess": False, "trigger_mode": "multiple", **QUIET}
-        stored = [image.upload(upload, image, self._question, **uploading)]
+        stored = [image.upload(upload, image, self.question, **uploading)]
         if isinstance(image, gr.ImageEditor):
-            stored.append(image.apply(upload, image, self._question, **uploading))
+            stored.append(image.apply(upload, image, self.question, **uploading))
         cleared = image.clear(clear, None, image, trigger_mode="multiple", **options)
         return [event.then(settle, image, image, **settling) for event in (*stored, cleared)]
 
@@ -168,7 +173,7 @@ class Binding:
             images, state = await tabs.restored(request, self.images, self.state, news=True)
             shown: dict[Component, Any] = {self.images[slot]: path for slot, path in images.items()}
             shown |= {self.state[name]: value for name, value in state.items()}
-            shown[self._question] = question_html(await tabs.conflicts(request), revision)
+            shown[self.question] = question_html(await tabs.conflicts(request), revision)
             await tabs.saw_revision(request, revision)
         except AsyncSessionsError as error:
             _logger.warning("a page can't look for news: %s", error)
@@ -187,14 +192,17 @@ class Binding:
                 await self._keep_upload(request, slot, mine)
             else:  # or it is not known any more, since the server was started anew
                 shown[self.images[slot]] = await self._kept(request, slot)
-            return {**shown, self._question: question_html(await self._visits.tabs.conflicts(request))}
+            return {**shown, self.question: question_html(await self._visits.tabs.conflicts(request))}
         except AsyncSessionsError as error:
             warn("Your answer has no effect", error)
             return gr.skip()
 
 
 async def file_of(image: Component, payload: Payload | None) -> Payload | None:
-    """What the browser says that `image` shows, as one file: of an editor what all its layers make together."""
+    """What the browser says that `image` shows, as one file: of an editor what all its layers make together.
+
+    `StorageError` where that can't be written.
+    """
     if payload is None or "path" in payload:
         return payload
     blobs = image.blob_storage.pop(str(payload.get("id")), None) if isinstance(image, gr.ImageEditor) else None

@@ -7,13 +7,15 @@ nothing; any other it would hash and copy on the event loop.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from async_sessions.bundle import export_session
-from async_sessions.errors import StorageError
+from async_sessions.errors import StorageError, StorageFullError
 from async_sessions.records import ImageRecord, OutputRecord
 
 if TYPE_CHECKING:
@@ -45,12 +47,8 @@ async def copy_of(
 
     `CorruptBlobError` where the stored bytes are gone or damaged, `StorageError` where the copy can't be written.
     """
-    try:
+    with _writing(folder):
         return str(await _copied(session, record, name, Path(folder), key))
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"{folder}: {error.strerror or error}.") from error
 
 
 async def _copied(
@@ -69,15 +67,16 @@ async def _copied(
     return target
 
 
-async def bundle_of(session: Session, *, folder: str, key: CookieSigner) -> str:
-    """The path of a ZIP of the session as it is now, with its finished jobs and what they made; see `export_session`.
+async def bundle_of(session: Session, *, folder: str, key: CookieSigner) -> tuple[str, int]:
+    """A ZIP of the session as it is now, with its finished jobs and what they made; see `export_session`.
 
-    It takes the place of the one before.
+    Returns its path and its size in bytes. It takes the place of the one before. `StorageError` as in `copy_of`.
     """
     target = _copy_folder(_bundle(session), Path(folder), key) / "session.zip"
-    await anyio.to_thread.run_sync(partial(target.parent.mkdir, mode=0o700, parents=True, exist_ok=True))
-    await export_session(session, target, jobs=True)
-    return str(target)
+    with _writing(folder):
+        await anyio.to_thread.run_sync(partial(target.parent.mkdir, mode=0o700, parents=True, exist_ok=True))
+        await export_session(session, target, jobs=True)
+        return str(target), (await anyio.Path(target).stat()).st_size
 
 
 async def forget_bundle(session: Session, *, folder: str, key: CookieSigner) -> None:
@@ -105,9 +104,10 @@ async def holds(path: str, record: ImageRecord) -> bool:
 
 
 async def keep_upload(data: bytes, *, folder: str) -> str:
-    """The path of a new file with `data`, as if it was uploaded."""
+    """The path of a new file with `data`, as if it was uploaded. `StorageError` as in `copy_of`."""
     target = Path(folder) / secrets.token_hex(16) / "image.png"
-    await anyio.to_thread.run_sync(_place, data, target, time.time_ns())
+    with _writing(folder):
+        await anyio.to_thread.run_sync(_place, data, target, time.time_ns())
     return str(target)
 
 
@@ -115,6 +115,18 @@ async def remove_uploads(paths: Iterable[str], *, folder: str) -> None:
     """Remove files that were uploaded to `folder`, with what was hidden in them; nothing outside of it."""
     inside = [path for path in map(Path, paths) if path.is_relative_to(folder)]
     await anyio.to_thread.run_sync(_unlink, inside)
+
+
+@contextmanager
+def _writing(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(f"No room is left in {folder}. Free some space and try again.") from error
+        raise StorageError(f"{folder}: {error.strerror or error}.") from error
 
 
 def _copy_folder(blob: str, folder: Path, key: CookieSigner) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -19,11 +19,13 @@ from msgspec.structs import replace
 from async_sessions._gradio.binding import file_of
 from async_sessions._gradio.html import message_html, warn
 from async_sessions._gradio.listeners import QUIET, Payload
+from async_sessions._gradio.question import question_html
 from async_sessions._gradio.status import status_html
 from async_sessions.errors import (
     AsyncSessionsError,
     CorruptBlobError,
     JobNotFoundError,
+    RevisionConflictError,
     SessionNotFoundError,
     StorageError,
     StoreClosedError,
@@ -49,7 +51,10 @@ MAX_PAGES: Final = 4096
 
 
 class Generate:
-    """One Generate button and what belongs to it. `slots` are the images that a pipeline takes, where not all."""
+    """One Generate button and what belongs to it. `slots` are the images that a pipeline takes, where not all.
+
+    `question` is where the page is asked which of two images to keep.
+    """
 
     def __init__(
         self,
@@ -58,19 +63,23 @@ class Generate:
         *,
         images: Mapping[str, Component],
         slots: Mapping[str, Collection[str]],
+        pipeline: Component | str,
         button: gr.Button,
         cancel: gr.Button | None,
         result: Result,
         bar: gr.HTML,
+        question: gr.HTML,
     ) -> None:
         self._visits = visits
         self._dispatcher = dispatcher
         self._images = images
         self._slots = slots
+        self._pipeline = pipeline
         self._button = button
         self._cancel = cancel
         self._result = result
         self._bar = bar
+        self._question = question
         self._buttons = [button] if cancel is None else [button, cancel]
         self._outputs = [bar, result.component, *self._buttons]
         # by page: the answer that follows runs; those it asked for and has not seen; its session, if it sends no cookie
@@ -78,30 +87,25 @@ class Generate:
         self._asked: LRUCache[PageKey, list[str]] = LRUCache(MAX_PAGES)
         self._guests: LRUCache[PageKey, Session] = LRUCache(MAX_PAGES)
 
-    def bind(self, page: gr.Blocks, pipeline: Component | str, params: Mapping[str, Component]) -> Dependency:
+    def bind(self, page: gr.Blocks, params: Mapping[str, Component]) -> Dependency:
         """Let the button submit a run, and return the event of that."""
+        pipeline = self._pipeline
         chooser = [] if isinstance(pipeline, str) else [pipeline]
 
         async def generate(request: gr.Request, *values: Any) -> AsyncGenerator[Any, None]:
             name = pipeline if isinstance(pipeline, str) else str(values[0])
             given, shown = values[len(chooser) :][: len(params)], values[len(chooser) + len(params) :]
-            updates = self._generated(
-                request,
-                name,
-                {key: value for key, value in zip(params, given, strict=True) if value is not None},
-                {
-                    slot: file
-                    for (slot, image), value in zip(self._images.items(), shown, strict=True)
-                    if (file := await file_of(image, value)) is not None
-                },
-            )
+            wanted = {key: value for key, value in zip(params, given, strict=True) if value is not None}
+            updates = self._generated(request, name, wanted, dict(zip(self._images, shown, strict=True)))
             async with aclosing(updates):
                 async for update in updates:
                     yield update
 
         page.load(self._show_last, None, self._result.component, **QUIET)
         inputs = [*chooser, *params.values(), *self._images.values()]
-        clicked: Dependency = self._button.click(generate, inputs, self._outputs, preprocess=False, **QUIET)
+        clicked: Dependency = self._button.click(
+            generate, inputs, [*self._outputs, self._question], preprocess=False, **QUIET
+        )
         return clicked
 
     def listen(self, page: gr.Blocks) -> Dependency:
@@ -119,11 +123,10 @@ class Generate:
         return followed
 
     async def _generated(
-        self, request: gr.Request, pipeline: str, params: Mapping[str, Any], shown: Mapping[str, Payload]
+        self, request: gr.Request, pipeline: str, params: Mapping[str, Any], shown: Mapping[str, Payload | None]
     ) -> AsyncGenerator[Any, None]:
         page: PageKey | None = None
         takes = self._slots.get(pipeline, self._images)
-        shown = {slot: payload for slot, payload in shown.items() if slot in takes}
         yield {self._button: gr.update(interactive=False), self._bar: message_html("Storing the images")}
         submitted = False
         try:
@@ -131,10 +134,17 @@ class Generate:
             if (session := await self._visits.session(request) or self._guests.get(page)) is None:
                 # without a cookie the run has a session of its own, which ends when it is not followed any more
                 session = self._guests[page] = await self._visits.store.create_session()
-            images = await self._visits.tabs.keep_shown(request, session, shown)
+            files = {slot: await file_of(self._images[slot], shown[slot]) for slot in shown if slot in takes}
+            images = await self._visits.tabs.keep_shown(
+                request, session, {slot: file for slot, file in files.items() if file is not None}
+            )
             wanted = await session.generation_request(pipeline, slots=(), params=params)
             job = await self._dispatcher.submit(replace(wanted, inputs=images))
             submitted = True
+        except RevisionConflictError:
+            question = question_html(await self._visits.tabs.conflicts(request))
+            yield {self._bar: message_html("Not started: say which image you want to keep"), self._question: question}
+            return
         except AsyncSessionsError as error:
             warn("The run was not started", error)
             yield {self._bar: message_html("Not started")}
@@ -151,7 +161,7 @@ class Generate:
             if (found := await self._visits.found(request)) is None:
                 return gr.skip()
             session, _ = found
-            for job in reversed(await self._dispatcher.jobs(session)):
+            for job in reversed(await self._runs(session)):
                 try:
                     if (made := await self._result.of(self._visits, session, job.outputs.values())) is not None:
                         return made
@@ -175,8 +185,7 @@ class Generate:
             self._followers[page] = me
             session = self._guests.get(page) or await self._session(request)
             while session is not None:
-                jobs = await self._dispatcher.jobs(session)
-                if (entry := self._next(page, jobs, told)) is None:
+                if (entry := self._next(page, await self._runs(session), told)) is None:
                     break
                 updates = self._followed(session, entry, told)
                 async with aclosing(updates):
@@ -235,9 +244,14 @@ class Generate:
             await _close(events)
 
     async def _others(self, session: Session, entry: JobInfo, told: set[str]) -> int:
-        others = {each.id for each in await self._dispatcher.jobs(session) if each.unfinished} - {entry.id}
+        others = {each.id for each in await self._runs(session) if each.unfinished} - {entry.id}
         told |= others
         return len(others)
+
+    async def _runs(self, session: Session) -> Sequence[JobInfo]:
+        """Those that this button may have begun: of its pipeline, if it has one of its own."""
+        jobs = await self._dispatcher.jobs(session)
+        return [job for job in jobs if job.pipeline == self._pipeline] if isinstance(self._pipeline, str) else jobs
 
     def _lost(self, error: AsyncSessionsError) -> str:
         if isinstance(error, StoreClosedError):

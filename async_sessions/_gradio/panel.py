@@ -158,7 +158,9 @@ class Panel:
                 raise SlotEmptyError("That image is not among the recent ones any more; upload it again.")
             session, info = found
             slots = [each.slot for each in info.recent if each.record.digest == recent]
-            await session.restore_recent(recent, into or next(iter(slots), next(iter(self._images), "")))
+            slot = into or next(iter(slots), next(iter(self._images), ""))
+            await self._visits.tabs.check_seen(request, [slot])
+            await session.restore_recent(recent, slot)
         except AsyncSessionsError as error:
             warn("The image is not put back", error)
         return await self._show_all(held, recent, request)
@@ -167,8 +169,7 @@ class Panel:
         try:
             if (found := await self._visits.found(request)) is None:
                 raise InvalidRequestError("Nothing is kept yet.")
-            path = await cache.bundle_of(found[0], folder=get_upload_folder(), key=await self._visits.signer())
-            size = (await anyio.Path(path).stat()).st_size
+            path, size = await cache.bundle_of(found[0], folder=get_upload_folder(), key=await self._visits.signer())
         except AsyncSessionsError as error:
             warn("There is no ZIP", error)
             return _hidden()
@@ -182,11 +183,12 @@ class Panel:
             if (session := await self._visits.session(request)) is None:
                 gr.Warning("The ZIP is not restored: your browser sends no cookie. Allow cookies for this site.")
                 return gr.skip()
-            slots, most = self._images.__contains__, self._visits.store.limits.max_session_bytes or 0
+            await self._visits.tabs.check_seen(request, self._images)
+            most = self._visits.store.limits.max_session_bytes or 0
             await restore_bundle(
                 session,
                 Path(path),
-                takes_slot=slots,
+                takes_slot=self._images.__contains__,
                 takes_value=self._is_settable,
                 max_bytes=max(MAX_BYTES, most + MAX_BYTES // 8),  # with all that a session may keep, and the rest
             )

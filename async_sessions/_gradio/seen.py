@@ -6,7 +6,7 @@ nothing. All of this is lost with the process, and of a page that is not known n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
     from async_sessions._gradio.question import Conflict
 
-_REMEMBERED: Final = 8192  # slots and values on open pages
+_SESSIONS: Final = 4096
+_NAMES: Final = 1024  # slots and values on the open pages of one session
+_CONFLICTS: Final = 1024
+_ACTS: Final = 8192  # slots and values that a user has just touched
+_PAGE_CHARACTERS: Final = 64  # Gradio's have a dozen
 
 EMPTY: Final = ""  # the digest of no image
 
@@ -29,50 +33,61 @@ class Seen:
     """`name` is a slot's, or a value's; `key` a session's. A page that names no session hash is not remembered."""
 
     def __init__(self) -> None:
-        self._seen: LRUCache[tuple[str, str, str], Any] = LRUCache(_REMEMBERED)  # by key, page and name
-        self._acts: LRUCache[tuple[str, str], int] = LRUCache(_REMEMBERED)  # by page and name
-        self._asked: LRUCache[tuple[str, str, str], Conflict] = LRUCache(_REMEMBERED)
+        # by key, then by page and name: no session's pages are forgotten for those of another
+        self._seen: LRUCache[str, LRUCache[tuple[str, str], Any]] = LRUCache(_SESSIONS)
+        self._acts: LRUCache[tuple[str, str], int] = LRUCache(_ACTS)  # by page and name
+        self._asked: LRUCache[tuple[str, str, str], Conflict] = LRUCache(_CONFLICTS)
         self._turns: WeakValueDictionary[tuple[str, str], anyio.Lock] = WeakValueDictionary()
 
     def saw(self, request: gr.Request, key: str, name: str, what: Any) -> None:
-        """The page shows this: of a slot the image's digest, or `EMPTY`."""
-        if request.session_hash is not None:
-            self._seen[key, request.session_hash, name] = what
+        """The page shows this: of a slot the image's digest, or `EMPTY`; of a value what is as small."""
+        if page := _page(request):
+            self._seen.setdefault(key, LRUCache(_NAMES))[page, name] = what
 
     def knows(self, request: gr.Request, key: str, name: str) -> bool:
-        return (key, str(request.session_hash), name) in self._seen
+        return (_page(request), name) in self._pages(key)
 
     def seen(self, request: gr.Request, key: str, name: str) -> Any:
         """What `saw` was told last; `None` for nothing."""
-        return self._seen.get((key, str(request.session_hash), name))
+        return self._pages(key).get((_page(request), name))
 
     def forget(self, key: str, prefix: str) -> None:
         """Of every page, what has such a name."""
-        for known in [known for known in self._seen if known[0] == key and known[2].startswith(prefix)]:
-            del self._seen[known]
+        pages = self._pages(key)
+        for known in [known for known in pages if known[1].startswith(prefix)]:
+            del pages[known]
+
+    def _pages(self, key: str) -> MutableMapping[tuple[str, str], Any]:
+        return self._seen.get(key, {})
 
     def act(self, request: gr.Request, name: str) -> None:
         """The user has chosen something: what is on its way to the page is older."""
-        known = str(request.session_hash), name
+        known = _page(request), name
         self._acts[known] = self._acts.get(known, 0) + 1
 
     def acts(self, request: gr.Request, names: Iterable[str]) -> dict[str, int]:
-        return {name: self._acts.get((str(request.session_hash), name), 0) for name in names}
+        return {name: self._acts.get((_page(request), name), 0) for name in names}
 
     def turn(self, request: gr.Request, slot: str) -> AbstractAsyncContextManager[object]:
         """Held while the page changes a slot: what it does next is not in conflict with that, and comes after it."""
-        if request.session_hash is None:
+        if not (page := _page(request)):
             return anyio.Lock()
-        return self._turns.setdefault((request.session_hash, slot), anyio.Lock())
+        return self._turns.setdefault((page, slot), anyio.Lock())
 
     def ask(self, request: gr.Request, key: str, slot: str, conflict: Conflict) -> None:
         """Remember an upload that is not kept until its user says so."""
-        self._asked[key, str(request.session_hash), slot] = conflict
+        self._asked[key, _page(request), slot] = conflict
 
     def asked(self, request: gr.Request, key: str) -> dict[str, Conflict]:
         """Such uploads of the page, by slot."""
-        page = str(request.session_hash)
+        page = _page(request)
         return {known[2]: conflict for known, conflict in self._asked.items() if known[:2] == (key, page)}
 
     def answered(self, request: gr.Request, key: str, slot: str) -> Conflict | None:
-        return self._asked.pop((key, str(request.session_hash), slot), None)
+        return self._asked.pop((key, _page(request), slot), None)
+
+
+def _page(request: gr.Request) -> str:
+    """What the page calls itself; "" where it does not, or not as Gradio does."""
+    page = request.session_hash or ""
+    return page if len(page) <= _PAGE_CHARACTERS else ""

@@ -34,6 +34,9 @@ _VALUE: Final = "value "  # and a name: what `Seen` knows a value by; no slot ha
 
 _REVISION: Final = " revision"
 _UNSET: Final = object()  # of a value that the session does not have
+_PATH_MAX: Final = 4096  # characters; no file has a longer one
+_NAME_MAX: Final = 255
+_URL_MAX: Final = 4 * _PATH_MAX
 
 _logger = logging.getLogger("async_sessions")
 
@@ -59,32 +62,36 @@ class Tabs:
                 gr.Warning("This image is not kept: your browser sends no cookie. Allow cookies for this site.")
                 return
             self._seen.answered(request, session.key, slot)
-            self._shown.setdefault((session.key, slot, str(payload.get("path"))), EMPTY)  # it goes with the session
+            path = _path(payload)
+            self._shown.setdefault((session.key, slot, path), EMPTY)  # it goes with the session
             try:
-                digest = await self._replace(request, session, slot, payload)
+                held = (await self._visits.images_of(request)).get(slot)
+                if held is None or not await cache.holds(path, held):  # an editor uploads what it is made to show
+                    held = await self._put(request, session, slot, payload)
             except (ImageRejectedError, QuotaExceededError):
-                self._refused[str(request.session_hash), slot] = str(payload.get("path"))
+                self._refused[str(request.session_hash), slot] = path
                 raise
-            self._seen.saw(request, session.key, slot, digest)
+            self._seen.saw(request, session.key, slot, held.digest)
 
-    async def _replace(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> str:
+    async def _put(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> ImageRecord:
+        """Store an upload; over an image that this page has not shown only after its user was asked."""
+        path = _path(payload)
         while True:
             seen = self._seen.seen(request, session.key, slot)
-            held = (await self._visits.images_of(request)).get(slot)
-            if held is not None and await cache.holds(str(payload.get("path")), held):
-                return held.digest  # an editor uploads what it is made to show
             try:
-                return (await self._store(session, slot, payload, replaces=seen)).digest
+                record = await session.store_image(Path(path), slot, name=payload.get("orig_name"), replaces=seen)
             except RevisionConflictError:
-                if (other := (await self._visits.images_of(request)).get(slot)) is None:
+                if (other := await _image(session, slot)) is None:
                     continue  # it is gone again
                 try:
                     thumbnail = await (await session.read_record(other)).thumbnail()
                 except StorageError:
                     thumbnail = None
-                self._seen.ask(request, session.key, slot, Conflict(slot, payload, other, thumbnail))
+                self._seen.ask(request, session.key, slot, Conflict(slot, _brief(payload), other, thumbnail))
                 self._seen.saw(request, session.key, slot, other.digest)
                 raise
+            self._shown[session.key, slot, path] = record.blob
+            return record
 
     async def conflicts(self, request: gr.Request) -> Collection[Conflict]:
         """The uploads of this page that are not kept until its user says so."""
@@ -96,6 +103,18 @@ class Tabs:
         session = await self._visits.session(request)
         conflict = None if session is None else self._seen.answered(request, session.key, slot)
         return None if conflict is None else conflict.mine
+
+    async def check_seen(self, request: gr.Request, slots: Iterable[str]) -> None:
+        """`RevisionConflictError` where one of them holds an image by now that this page has not shown."""
+        if (found := await self._visits.found(request)) is None:
+            return
+        session, info = found
+        for slot in slots:
+            seen = self._seen.seen(request, session.key, slot)
+            if slot in info.images and seen not in (None, info.images[slot].digest):
+                raise RevisionConflictError(
+                    f"Another tab has put another image into {slot!r}, which is shown now. Try again to replace it."
+                )
 
     async def remove(self, request: gr.Request, slot: str) -> None:
         """Empty a slot. `RevisionConflictError` where it holds an image by now that this page has not shown."""
@@ -131,7 +150,7 @@ class Tabs:
         is neither.
         """
         refused = self._refused.pop((str(request.session_hash), slot), None)
-        path = "" if payload is None else str(payload.get("path"))
+        path = "" if payload is None else _path(payload)
         if path == refused:
             return True
         if (session := await self._visits.session(request)) is None:
@@ -166,16 +185,17 @@ class Tabs:
         if (session := await self._visits.session(request)) is None:
             return
         known = self._seen.knows(request, session.key, _VALUE + name)
-        if not known or self._seen.seen(request, session.key, _VALUE + name) != value:
+        if not known or self._seen.seen(request, session.key, _VALUE + name) != _mark(value):
             await session.update_state(**{name: value})
-            self._seen.saw(request, session.key, _VALUE + name, value)
+            self._seen.saw(request, session.key, _VALUE + name, _mark(value))
 
     async def keep_shown(
         self, request: gr.Request, session: Session, shown: Mapping[str, Payload]
     ) -> dict[str, ImageRecord]:
         """The images that the page shows, by slot, as `session` keeps them: stored again where it has expired.
 
-        Where another tab has replaced what this page shows, that stays as it is.
+        Where another tab has replaced what this page shows, that stays as it is. `RevisionConflictError` where what it
+        shows was never kept, and would go over an image that it has not shown.
         """
         try:
             await session.info()
@@ -186,7 +206,7 @@ class Tabs:
 
     async def _kept_shown(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> ImageRecord:
         async with self._seen.turn(request, slot):
-            info, path = await session.info(), str(payload.get("path"))
+            info, path = await session.info(), _path(payload)
             held = info.images.get(slot)
             if held is None or not await self._shows(session, slot, path, held):
                 seen = self._seen.seen(request, session.key, slot)
@@ -194,7 +214,7 @@ class Tabs:
                     if record.digest == seen and await self._shows(session, slot, path, record):
                         return record
                 try:
-                    held = await self._store(session, slot, payload)
+                    held = await self._put(request, session, slot, payload)
                 except StorageError as error:
                     if held is None or not isinstance(error.__cause__, FileNotFoundError):
                         raise
@@ -224,8 +244,8 @@ class Tabs:
         if (session := await self._visits.session(request)) is None:
             return {}, {}
         images, state = await self._held(request)
-        holds = {slot: images[slot].digest if slot in images else EMPTY for slot in slots}
-        holds |= {value: state.get(name, _UNSET) for value, name in values.items()}
+        holds: dict[str, Any] = {slot: images[slot].digest if slot in images else EMPTY for slot in slots}
+        holds |= {value: _mark(state[name]) if name in state else _UNSET for value, name in values.items()}
         shown = {name for name, what in holds.items() if what is not _UNSET}
         if news:
             shown -= memory.asked(request, session.key).keys()
@@ -245,7 +265,7 @@ class Tabs:
                 shown.discard(name)
             elif name in shown or not memory.knows(request, session.key, name):
                 memory.saw(request, session.key, name, holds[name])
-        return paths, {values[name]: holds[name] for name in shown & values.keys()}
+        return paths, {values[name]: state[values[name]] for name in shown & values.keys()}
 
     async def _held(self, request: gr.Request) -> tuple[Mapping[str, ImageRecord], Mapping[str, Any]]:
         if (found := await self._visits.found(request)) is None:
@@ -261,20 +281,36 @@ class Tabs:
         self._shown[session.key, slot, path] = record.blob
         return path
 
-    async def _store(
-        self, session: Session, slot: str, payload: Payload, *, replaces: str | None = None
-    ) -> ImageRecord:
-        if not (path := payload.get("path")):
-            raise ImageRejectedError("unsupported_format", "That is not an image file; choose a JPEG, PNG or WebP.")
-        record = await session.store_image(Path(path), slot, name=payload.get("orig_name"), replaces=replaces)
-        self._shown[session.key, slot, path] = record.blob
-        return record
-
     def forget(self, key: str) -> list[str]:
         """Of a session that is over: the values that its pages have seen; returns the paths that only they showed."""
         self._seen.forget(key, _VALUE)
         others = {path for known, _, path in self._shown if known != key}  # Gradio has one file for equal uploads
         return [path for known, _, path in self._shown if known == key and path not in others]
+
+
+def _path(payload: Payload) -> str:
+    path = payload.get("path")
+    if not isinstance(path, str) or not 0 < len(path) < _PATH_MAX:
+        raise ImageRejectedError("unsupported_format", "That is not an image file; choose a JPEG, PNG or WebP.")
+    return path
+
+
+def _brief(payload: Payload) -> Payload:
+    """What is shown of an upload, and where it lies: it comes from a browser, and is remembered."""
+    name, url = str(payload.get("orig_name") or ""), str(payload.get("url") or "")
+    return {"path": _path(payload), "orig_name": name[:_NAME_MAX], "url": url if len(url) <= _URL_MAX else ""}
+
+
+async def _image(session: Session, slot: str) -> ImageRecord | None:
+    try:
+        return (await session.info()).images.get(slot)
+    except SessionNotFoundError:
+        return None
+
+
+def _mark(value: Any) -> int | float | None:
+    """Of a value what tells it from another, and is small."""
+    return value if value is None or isinstance(value, int | float) else hash(repr(value))
 
 
 async def _touch(session: Session) -> None:

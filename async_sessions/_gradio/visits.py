@@ -111,6 +111,11 @@ class Visits:
 
     def note_app(self, app: Any) -> None:
         self.app = app
+        blocks = getattr(app, "blocks", None)
+        if getattr(blocks, "ssr_mode", False):
+            _logger.warning(
+                "With ssr_mode Gradio writes a browser's cookies into its page: scripts on the page can read them."
+            )
 
     async def user_of(self, scope: Scope) -> str | None:
         return await gradio_user(scope, self.app)
