@@ -41,8 +41,13 @@ def blockbuster() -> Iterator[BlockBuster]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests of one file that share a browser run in one process, which starts it and its server once."""
+    """The tests of one file that share a browser run in one process, which starts it and its server once.
+
+    Coverage is measured on one loop: it doubles the time.
+    """
     for item in items:
+        if getattr(item, "callspec", None) and "uvloop" in item.callspec.id.split("-"):  # type: ignore[attr-defined]
+            item.add_marker(pytest.mark.no_cover)
         if "browser" in getattr(item, "fixturenames", ()) and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
@@ -122,6 +127,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterat
 @pytest.fixture
 def context(browser: Browser) -> Iterator[BrowserContext]:
     """A browser profile: who has another one is another user."""
+    from tests.servers import PATIENCE
+
     context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(1000 * PATIENCE)
     yield context
     context.close()

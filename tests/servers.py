@@ -141,7 +141,7 @@ def opened(page: Page, url: str) -> Page:
     page.on("requestfailed", note)  # the page itself hangs up after the last answer
     page.goto(url, wait_until="commit")
     over.clear()  # those of the page before
-    deadline = time.monotonic() + 2 * PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while not over:
         assert time.monotonic() < deadline, f"{url} did not open in time"
         page.wait_for_timeout(20)

@@ -22,7 +22,7 @@ from async_sessions.testing.cancellation import Run, cancel_everywhere
 from tests.faults import files_below, open_files
 from tests.stage import ACTS, cancel_act
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # other tests measure it, at half the time
 
 RED = Image.new("RGB", (40, 30), "red")
 

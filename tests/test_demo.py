@@ -27,6 +27,12 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """One loop: the servers that the browser tests start have the other one."""
+    return "asyncio"
+
+
+@pytest.fixture
 async def built(blockbuster: BlockBuster) -> tuple[gr.Blocks, GradioSessions]:
     blockbuster.deactivate()  # a page is built before there is a loop; Gradio looks at the disk for it
     built = build_demo(open_store("memory://", cleanup_interval=None))

@@ -16,7 +16,7 @@ from tests.hostile import HACK, HARMLESS
 from tests.images import rgba_png
 from tests.servers import Server, opened, wait_until
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]  # seconds; on few cores
+pytestmark = pytest.mark.browser
 
 TABS = ("Generate", "Queue", "Your session")
 INTERACTIVE = {"button", "checkbox", "combobox", "link", "radio", "slider", "spinbutton", "tab", "textbox", "option"}

@@ -6,7 +6,7 @@ import pytest
 
 from tests.job_acts import ACTS, cancel_a_dispatcher, cancel_job_act
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # other tests measure it, at half the time
 
 
 @pytest.mark.parametrize("name", ACTS)

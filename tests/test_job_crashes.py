@@ -4,7 +4,7 @@ import pytest
 
 from tests.crashes import STEPS, walk
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # other tests measure it, at half the time
 
 
 @pytest.mark.parametrize("name", STEPS)

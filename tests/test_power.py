@@ -19,7 +19,7 @@ from async_sessions.testing.power import Acknowledge, PowerCuts, power_cuts
 from tests.faults import files_below, keys_of, named_blobs
 from tests.stage import bundle
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+pytestmark = [pytest.mark.no_cover, pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
 ID = "of the session in these tests"
 RED = Image.new("RGB", (4, 3), "red")

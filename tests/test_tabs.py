@@ -177,6 +177,63 @@ async def test_what_its_tab_has_not_seen_is_shown_before_a_zip_goes_over_it(
     assert await name_kept(app) == "one.png"
 
 
+async def test_a_run_does_not_take_what_another_tab_has_put_where_its_own_image_is_gone(one: Path, two: Path) -> None:
+    app = App(open_store("memory://", cleanup_interval=None), StepPipeline("steps", start=True, end=False))
+    async with app.running():
+        page, other = await app.open(), await app.open()
+        await page.choose_file(app.start, one)
+        await other.fire(app.button("Yes, clear all"), "click")
+        assert not one.exists()
+        await other.choose_file(app.start, two)
+        with pytest.warns(UserWarning, match="Another tab has put another image into"):
+            await page.fire(app.go, "click")
+        assert (await app.kept()).jobs == {}
+
+
+async def test_a_slot_of_another_page_is_cleared_and_put_back_as_often_as_one_likes(
+    app: App, one: Path, two: Path
+) -> None:
+    session = await app.sessions.session(gr.Request(cookies=dict(ANN)))
+    assert session is not None
+    await session.store_image(one, "elsewhere", name="one.png")
+    page = await app.open()
+    labels = {getattr(block, "label", None): block for block in app.demo.blocks.values()}
+    held, recent = labels["Image to clear"], labels[RECENT]
+    for _ in range(2):
+        page.values[held._id] = "elsewhere"
+        await page.fire(app.button("Clear image"), "click")
+        assert "elsewhere" not in (await app.kept()).images
+        ((_, page.values[recent._id]),) = page.props[recent._id]["choices"]
+        await page.fire(app.button("Put back"), "click")
+        assert await name_kept(app, "elsewhere") == "one.png"
+    await session.store_image(two, "elsewhere", name="two.png")
+    page.values[held._id] = "elsewhere"
+    with pytest.warns(UserWarning, match="which is shown now"):
+        await page.fire(app.button("Clear image"), "click")
+    assert await name_kept(app, "elsewhere") == "two.png"
+    page.values[held._id] = "elsewhere"
+    await page.fire(app.button("Clear image"), "click")
+    assert "elsewhere" not in (await app.kept()).images
+
+
+async def test_a_page_that_waits_for_its_run_is_told_something_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that Gradio finds out that it is gone, and lets its listener go."""
+    monkeypatch.setattr("async_sessions._gradio.generate.ALIVE_EVERY", 0.01)
+    steps = StepPipeline("steps")
+    steps.spec.defaults["endless"] = True  # type: ignore[index]
+    app = App(open_store("memory://", cleanup_interval=None), steps)
+    async with app.running():
+        page, answers = await app.open(), 0
+        async for _ in page.run(page.listener(app.go, "click")):
+            answers += "endless" in str(page.shows(app.bar))
+            if answers == 20:
+                await page.fire(app.cancel, "click")
+        assert answers >= 20
+        assert "Cancelled" in page.shows(app.bar)
+
+
 async def test_a_client_that_opens_many_pages_makes_the_server_forget_none_of_another_session() -> None:
     seen, page = Seen(), gr.Request(session_hash="a page")
     seen.saw(page, "ann", "start", "a digest")
@@ -265,7 +322,9 @@ async def test_who_has_one_tab_is_never_asked(uploads: Uploads, tmp_path: Path) 
 async def test_an_answer_that_was_not_asked_for_changes_nothing(app: App, one: Path) -> None:
     page = await app.open()
     await page.choose_file(app.start, one)
-    for slot, keep in [("start", "mine"), ("nowhere", "other"), ("start", "x"), (["start"], {})]:
+    with pytest.warns(UserWarning, match="not known any more"):
+        await page.answer("start", "mine")
+    for slot, keep in [("nowhere", "other"), ("start", "x"), (["start"], {})]:
         await page.answer(slot, keep)  # type: ignore[arg-type]
     assert await name_kept(app) == "one.png"
     assert page.shows(app.start).read_bytes() == one.read_bytes()
@@ -284,7 +343,8 @@ async def test_an_answer_to_a_server_that_was_started_anew_shows_what_is_kept(
     async with again.running():
         reopened = await again.open()
         reopened.values[again.start._id] = {"path": str(two), "orig_name": two.name}
-        await reopened.answer("start", "mine")
+        with pytest.warns(UserWarning, match="Upload yours again"):
+            await reopened.answer("start", "mine")
         assert await name_kept(again) == "one.png"
         assert reopened.shows(again.start).read_bytes() == one.read_bytes()
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests import visitors
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]  # seconds; on few cores
+pytestmark = pytest.mark.browser
 
 
 def test_four_browsers_at_once_see_their_own_images_and_nobody_elses(tmp_path: Path) -> None:

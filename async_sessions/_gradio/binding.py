@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
-from async_sessions._gradio import cache
 from async_sessions._gradio.html import warn
 from async_sessions._gradio.listeners import QUIET, Payload, put_at_root
-from async_sessions._gradio.question import KEEP, element, question_html
+from async_sessions._gradio.payloads import file_of
+from async_sessions._gradio.question import KEEP, UndecidedError, element
 from async_sessions.errors import (
     AsyncSessionsError,
     ImageRejectedError,
@@ -144,8 +143,8 @@ class Binding:
         """Returns what to ask the user."""
         try:
             await self._visits.tabs.keep(request, slot, payload)
-        except RevisionConflictError:
-            return question_html(await self._visits.tabs.conflicts(request))
+        except UndecidedError as undecided:
+            return undecided.question
         except (ImageRejectedError, QuotaExceededError) as error:
             warn("This file is not kept", error)
         except AsyncSessionsError as error:
@@ -173,7 +172,7 @@ class Binding:
             images, state = await tabs.restored(request, self.images, self.state, news=True)
             shown: dict[Component, Any] = {self.images[slot]: path for slot, path in images.items()}
             shown |= {self.state[name]: value for name, value in state.items()}
-            shown[self.question] = question_html(await tabs.conflicts(request), revision)
+            shown[self.question] = await tabs.question(request, revision)
             await tabs.saw_revision(request, revision)
         except AsyncSessionsError as error:
             _logger.warning("a page can't look for news: %s", error)
@@ -190,26 +189,14 @@ class Binding:
             mine = await self._visits.tabs.answered(request, slot)
             if mine is not None and keep == "mine":
                 await self._keep_upload(request, slot, mine)
-            else:  # or it is not known any more, since the server was started anew
+            else:
+                if keep == "mine":  # as after a restart of the server
+                    gr.Warning("Your upload is not known any more; this is what is kept. Upload yours again.")
                 shown[self.images[slot]] = await self._kept(request, slot)
-            return {**shown, self.question: question_html(await self._visits.tabs.conflicts(request))}
+            return {**shown, self.question: await self._visits.tabs.question(request)}
         except AsyncSessionsError as error:
             warn("Your answer has no effect", error)
             return gr.skip()
-
-
-async def file_of(image: Component, payload: Payload | None) -> Payload | None:
-    """What the browser says that `image` shows, as one file: of an editor what all its layers make together.
-
-    `StorageError` where that can't be written.
-    """
-    if payload is None or "path" in payload:
-        return payload
-    blobs = image.blob_storage.pop(str(payload.get("id")), None) if isinstance(image, gr.ImageEditor) else None
-    if blobs is not None:  # as an app gets it that listens to each stroke: not as files
-        data = blobs.composite or blobs.background
-        return None if data is None else {"path": await cache.keep_upload(data, folder=get_upload_folder())}
-    return payload.get("composite") or payload.get("background")
 
 
 def _nothing() -> None:

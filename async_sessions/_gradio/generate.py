@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -16,16 +16,15 @@ import gradio as gr
 from cachetools import LRUCache
 from msgspec.structs import replace
 
-from async_sessions._gradio.binding import file_of
 from async_sessions._gradio.html import message_html, warn
 from async_sessions._gradio.listeners import QUIET, Payload
-from async_sessions._gradio.question import question_html
+from async_sessions._gradio.payloads import file_of
+from async_sessions._gradio.question import UndecidedError
 from async_sessions._gradio.status import status_html
 from async_sessions.errors import (
     AsyncSessionsError,
     CorruptBlobError,
     JobNotFoundError,
-    RevisionConflictError,
     SessionNotFoundError,
     StorageError,
     StoreClosedError,
@@ -47,7 +46,9 @@ Updates: TypeAlias = "dict[Component, Any]"
 _logger = logging.getLogger("async_sessions")
 
 UPDATE_INTERVAL: Final = 0.1  # seconds between two progress messages to a page
+ALIVE_EVERY: Final = 5.0  # seconds; Gradio finds out that a page is gone when it is told something
 MAX_PAGES: Final = 4096
+_UNSEEN: Final = 64  # runs that a page has asked for and not seen
 
 
 class Generate:
@@ -134,16 +135,15 @@ class Generate:
             if (session := await self._visits.session(request) or self._guests.get(page)) is None:
                 # without a cookie the run has a session of its own, which ends when it is not followed any more
                 session = self._guests[page] = await self._visits.store.create_session()
-            files = {slot: await file_of(self._images[slot], shown[slot]) for slot in shown if slot in takes}
-            images = await self._visits.tabs.keep_shown(
-                request, session, {slot: file for slot, file in files.items() if file is not None}
-            )
+            files = {slot: await file_of(self._images[slot], payload) for slot, payload in shown.items()}
+            taken = {slot: file for slot, file in files.items() if file is not None and slot in takes}
+            images = await self._visits.tabs.keep_shown(request, session, taken)
             wanted = await session.generation_request(pipeline, slots=(), params=params)
             job = await self._dispatcher.submit(replace(wanted, inputs=images))
             submitted = True
-        except RevisionConflictError:
-            question = question_html(await self._visits.tabs.conflicts(request))
-            yield {self._bar: message_html("Not started: say which image you want to keep"), self._question: question}
+        except UndecidedError as undecided:
+            told = message_html("Not started: say which image you want to keep, then try again")
+            yield {self._bar: told, self._question: undecided.question}
             return
         except AsyncSessionsError as error:
             warn("The run was not started", error)
@@ -152,7 +152,7 @@ class Generate:
         finally:
             if page is not None and not submitted:
                 await self._leave(page)
-        self._asked.setdefault(page, []).append(job.id)
+        self._asked[page] = [*self._asked.get(page, ())[-_UNSEEN:], job.id]
         yield {**self._meanwhile(page), self._bar: message_html("Submitted")}
 
     async def _show_last(self, request: gr.Request) -> Any:
@@ -193,6 +193,9 @@ class Generate:
                         if self._followers.get(page) is not me:
                             yield gr.skip()  # Gradio repeats the last update at the end
                             return
+                        if update is None:
+                            yield gr.skip()
+                            continue
                         latest = {**self._meanwhile(page), **update}
                         yield latest
                 told.discard(entry.id)
@@ -217,31 +220,39 @@ class Generate:
         shown = [entry for entry in entries if entry.unfinished or entry.id in known]
         return min(shown, key=lambda entry: (entry.unfinished, not entry.under_way, -entry.priority), default=None)
 
-    async def _followed(self, session: Session, entry: JobInfo, told: set[str]) -> AsyncGenerator[Updates, None]:
-        """Progress, then the result. The runs that are said to wait behind it are added to `told`."""
+    async def _followed(self, session: Session, entry: JobInfo, told: set[str]) -> AsyncGenerator[Updates | None, None]:
+        """Progress, then the result; `None` where there is no news for a while.
+
+        The runs that are said to wait behind it are added to `told`.
+        """
         job, shown_at = await self._dispatcher.job(session, entry.id), 0.0
         preview: bytes | None = None
         more = await self._others(session, entry, told)
         if entry.unfinished and await job.latest() is None:
             yield {self._bar: status_html(None, self._visits.store.clock(), more=more)}
-        events = job.events()
-        try:
-            async for event in events:
-                preview = (event.preview or preview) if isinstance(event, Progress) else None
-                if isinstance(event, Progress) and event.step < event.total:
-                    if anyio.current_time() - shown_at < UPDATE_INTERVAL:
-                        continue
-                    shown_at = anyio.current_time()
-                else:
-                    more = await self._others(session, entry, told)
-                now = self._visits.store.clock()
-                update: Updates = {self._bar: status_html(event, now, more=more, preview=preview)}
-                if isinstance(event, Succeeded):
-                    made = await self._made(session, job, event.outputs)
-                    update.update({} if made is None else {self._result.component: made})
-                yield update
-        finally:
-            await _close(events)
+        last: str | None = None
+        while True:
+            with anyio.move_on_after(ALIVE_EVERY) as waiting:
+                event = await _event_after(job, last)
+            if waiting.cancelled_caught:
+                yield None
+                continue
+            if event is None:
+                return
+            last = event.id
+            preview = (event.preview or preview) if isinstance(event, Progress) else None
+            if isinstance(event, Progress) and event.step < event.total:
+                if anyio.current_time() - shown_at < UPDATE_INTERVAL:
+                    continue
+                shown_at = anyio.current_time()
+            else:
+                more = await self._others(session, entry, told)
+            now = self._visits.store.clock()
+            update: Updates = {self._bar: status_html(event, now, more=more, preview=preview)}
+            if isinstance(event, Succeeded):
+                made = await self._made(session, job, event.outputs)
+                update.update({} if made is None else {self._result.component: made})
+            yield update
 
     async def _others(self, session: Session, entry: JobInfo, told: set[str]) -> int:
         others = {each.id for each in await self._runs(session) if each.unfinished} - {entry.id}
@@ -271,8 +282,13 @@ class Generate:
         return None if found is None else found[0]
 
     async def _leave(self, page: PageKey) -> None:
-        if (guest := self._guests.pop(page, None)) is not None:
+        if (guest := self._guests.pop(page, None)) is None:
+            return
+        self._visits.tabs.forget_guest(guest.key)
+        try:
             await guest.delete()
+        except AsyncSessionsError as error:
+            _logger.warning("session %s of a page without a cookie is left to the sweep: %s", guest.key, error)
 
     async def _cancel_all(self, request: gr.Request) -> None:
         try:
@@ -295,6 +311,10 @@ class Generate:
         return rested if self._cancel is None else (rested, gr.update(interactive=False))
 
 
-async def _close(events: AsyncIterator[JobEvent]) -> None:
-    if isinstance(events, AsyncGenerator):
-        await events.aclose()
+async def _event_after(job: Job, last: str | None) -> JobEvent | None:
+    events = job.events(last)
+    try:
+        return await anext(events, None)
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()

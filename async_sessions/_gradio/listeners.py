@@ -22,6 +22,9 @@ Payload: TypeAlias = dict[str, Any]  # a file as the browser names it; Gradio ch
 QUIET: Final[Mapping[str, Any]] = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
 
 
+_AT_ONCE: Final = 10_000  # events, of all pages
+
+
 class Reactions:
     """Listeners that follow events of the same page, whichever of the two is registered first."""
 
@@ -62,6 +65,19 @@ def page_in_progress(method: str) -> gr.Blocks:
     if Context.root_block is None:
         raise RuntimeError(f"Call {method}() inside `with gr.Blocks()`.")
     return Context.root_block
+
+
+def make_room(blocks: gr.Blocks) -> None:
+    """Gradio answers 40 events at once, of all pages together: a run that is followed would take the room of others.
+
+    No thread more: their number has a limit of its own.
+    """
+    queue = blocks._queue
+    missing = _AT_ONCE - queue.max_thread_count
+    if missing > 0:
+        queue.max_thread_count += missing
+        if queue.active_jobs:  # it runs already
+            queue.active_jobs.extend([None] * missing)
 
 
 def put_at_root(component: Component, blocks: gr.Blocks) -> None:

@@ -18,6 +18,7 @@ from async_sessions._gradio import cache
 from async_sessions._gradio.html import message_html, sentence, size_of, warn
 from async_sessions._gradio.kept import session_info_html
 from async_sessions._gradio.listeners import QUIET, Payload, tab_in_progress
+from async_sessions._gradio.question import UnseenError
 from async_sessions.bundle import MAX_BYTES, restore_bundle
 from async_sessions.errors import (
     AsyncSessionsError,
@@ -159,8 +160,7 @@ class Panel:
             session, info = found
             slots = [each.slot for each in info.recent if each.record.digest == recent]
             slot = into or next(iter(slots), next(iter(self._images), ""))
-            await self._visits.tabs.check_seen(request, [slot])
-            await session.restore_recent(recent, slot)
+            await self._visits.tabs.put_back(request, session, recent, slot)
         except AsyncSessionsError as error:
             warn("The image is not put back", error)
         return await self._show_all(held, recent, request)
@@ -183,12 +183,18 @@ class Panel:
             if (session := await self._visits.session(request)) is None:
                 gr.Warning("The ZIP is not restored: your browser sends no cookie. Allow cookies for this site.")
                 return gr.skip()
-            await self._visits.tabs.check_seen(request, self._images)
+            unseen = await self._visits.tabs.unseen(request)
+
+            def takes_slot(slot: str) -> bool:
+                if slot in unseen:
+                    raise UnseenError(slot)
+                return slot in self._images
+
             most = self._visits.store.limits.max_session_bytes or 0
             await restore_bundle(
                 session,
                 Path(path),
-                takes_slot=self._images.__contains__,
+                takes_slot=takes_slot,
                 takes_value=self._is_settable,
                 max_bytes=max(MAX_BYTES, most + MAX_BYTES // 8),  # with all that a session may keep, and the rest
             )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import gradio as gr
 
+from async_sessions.errors import RevisionConflictError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -67,6 +69,30 @@ class Conflict(NamedTuple):
     mine: dict[str, Any]
     other: ImageRecord
     thumbnail: bytes | None
+
+
+class UndecidedError(RevisionConflictError):
+    """An upload would go over an image that its page has not shown; `question` asks which to keep, as HTML."""
+
+    def __init__(self, question: str) -> None:
+        super().__init__("Another tab has put another image there; its user is asked which to keep.")
+        self.question = question
+
+
+class UnseenError(RevisionConflictError):
+    """What its page has not shown would be replaced; the page shows it from now on."""
+
+    def __init__(self, slot: str) -> None:
+        super().__init__(
+            f"Another tab has put another image into {slot!r}, which is shown now. Try again if it may go."
+        )
+
+
+class GoneError(RevisionConflictError):
+    """What the page shows is not kept any more, and its slot holds something else."""
+
+    def __init__(self, slot: str) -> None:
+        super().__init__(f"Another tab has put another image into {slot!r}. Reload the page to see it.")
 
 
 def element() -> gr.HTML:

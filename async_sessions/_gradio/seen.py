@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from async_sessions._gradio.question import Conflict
 
-_SESSIONS: Final = 4096
-_NAMES: Final = 1024  # slots and values on the open pages of one session
+_SESSIONS: Final = 2048
+_NAMES: Final = 256  # slots and values on the open pages of one session
 _CONFLICTS: Final = 1024
 _ACTS: Final = 8192  # slots and values that a user has just touched
 _PAGE_CHARACTERS: Final = 64  # Gradio's have a dozen
@@ -33,7 +33,7 @@ class Seen:
     """`name` is a slot's, or a value's; `key` a session's. A page that names no session hash is not remembered."""
 
     def __init__(self) -> None:
-        # by key, then by page and name: no session's pages are forgotten for those of another
+        # by key, then by page and name: a session that opens many pages forgets its own
         self._seen: LRUCache[str, LRUCache[tuple[str, str], Any]] = LRUCache(_SESSIONS)
         self._acts: LRUCache[tuple[str, str], int] = LRUCache(_ACTS)  # by page and name
         self._asked: LRUCache[tuple[str, str, str], Conflict] = LRUCache(_CONFLICTS)
@@ -41,53 +41,60 @@ class Seen:
 
     def saw(self, request: gr.Request, key: str, name: str, what: Any) -> None:
         """The page shows this: of a slot the image's digest, or `EMPTY`; of a value what is as small."""
-        if page := _page(request):
+        if page := page_of(request):
             self._seen.setdefault(key, LRUCache(_NAMES))[page, name] = what
 
     def knows(self, request: gr.Request, key: str, name: str) -> bool:
-        return (_page(request), name) in self._pages(key)
+        return (page_of(request), name) in self._pages(key)
 
     def seen(self, request: gr.Request, key: str, name: str) -> Any:
         """What `saw` was told last; `None` for nothing."""
-        return self._pages(key).get((_page(request), name))
+        return self._pages(key).get((page_of(request), name))
 
-    def forget(self, key: str, prefix: str) -> None:
-        """Of every page, what has such a name."""
+    def forget(self, key: str, prefix: str = "") -> None:
+        """Of every page of a session, what has a name that begins like that."""
         pages = self._pages(key)
         for known in [known for known in pages if known[1].startswith(prefix)]:
             del pages[known]
+        if not pages:
+            self._seen.pop(key, None)
 
     def _pages(self, key: str) -> MutableMapping[tuple[str, str], Any]:
         return self._seen.get(key, {})
 
     def act(self, request: gr.Request, name: str) -> None:
         """The user has chosen something: what is on its way to the page is older."""
-        known = _page(request), name
+        known = page_of(request), name
         self._acts[known] = self._acts.get(known, 0) + 1
 
     def acts(self, request: gr.Request, names: Iterable[str]) -> dict[str, int]:
-        return {name: self._acts.get((_page(request), name), 0) for name in names}
+        return {name: self._acts.get((page_of(request), name), 0) for name in names}
 
     def turn(self, request: gr.Request, slot: str) -> AbstractAsyncContextManager[object]:
         """Held while the page changes a slot: what it does next is not in conflict with that, and comes after it."""
-        if not (page := _page(request)):
+        if not (page := page_of(request)):
             return anyio.Lock()
         return self._turns.setdefault((page, slot), anyio.Lock())
 
     def ask(self, request: gr.Request, key: str, slot: str, conflict: Conflict) -> None:
         """Remember an upload that is not kept until its user says so."""
-        self._asked[key, _page(request), slot] = conflict
+        self._asked[key, page_of(request), slot] = conflict
 
     def asked(self, request: gr.Request, key: str) -> dict[str, Conflict]:
         """Such uploads of the page, by slot."""
-        page = _page(request)
+        page = page_of(request)
         return {known[2]: conflict for known, conflict in self._asked.items() if known[:2] == (key, page)}
 
     def answered(self, request: gr.Request, key: str, slot: str) -> Conflict | None:
-        return self._asked.pop((key, _page(request), slot), None)
+        return self._asked.pop((key, page_of(request), slot), None)
 
 
-def _page(request: gr.Request) -> str:
+def page_of(request: gr.Request) -> str:
     """What the page calls itself; "" where it does not, or not as Gradio does."""
     page = request.session_hash or ""
     return page if len(page) <= _PAGE_CHARACTERS else ""
+
+
+def mark(value: Any) -> int | float | None:
+    """Of a value what tells it from another, and is small."""
+    return value if value is None or isinstance(value, int | float) else hash(repr(value))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,8 +13,9 @@ from gradio.utils import get_upload_folder
 
 from async_sessions._gradio import cache
 from async_sessions._gradio.html import warn
-from async_sessions._gradio.question import Conflict
-from async_sessions._gradio.seen import EMPTY, Seen
+from async_sessions._gradio.payloads import brief, path_of
+from async_sessions._gradio.question import Conflict, GoneError, UndecidedError, UnseenError, question_html
+from async_sessions._gradio.seen import EMPTY, Seen, mark, page_of
 from async_sessions.errors import (
     ImageRejectedError,
     QuotaExceededError,
@@ -34,9 +35,6 @@ _VALUE: Final = "value "  # and a name: what `Seen` knows a value by; no slot ha
 
 _REVISION: Final = " revision"
 _UNSET: Final = object()  # of a value that the session does not have
-_PATH_MAX: Final = 4096  # characters; no file has a longer one
-_NAME_MAX: Final = 255
-_URL_MAX: Final = 4 * _PATH_MAX
 
 _logger = logging.getLogger("async_sessions")
 
@@ -54,7 +52,7 @@ class Tabs:
     async def keep(self, request: gr.Request, slot: str, payload: Payload) -> None:
         """Store an upload. Raises what `store_image` does; `ImageRejectedError` for a payload without a file.
 
-        `RevisionConflictError` where the slot holds an image by now that this page has not shown.
+        `UndecidedError` where the slot holds an image by now that this page has not shown.
         """
         self._seen.act(request, slot)
         async with self._seen.turn(request, slot):
@@ -62,20 +60,20 @@ class Tabs:
                 gr.Warning("This image is not kept: your browser sends no cookie. Allow cookies for this site.")
                 return
             self._seen.answered(request, session.key, slot)
-            path = _path(payload)
+            path = path_of(payload)
             self._shown.setdefault((session.key, slot, path), EMPTY)  # it goes with the session
             try:
                 held = (await self._visits.images_of(request)).get(slot)
                 if held is None or not await cache.holds(path, held):  # an editor uploads what it is made to show
                     held = await self._put(request, session, slot, payload)
             except (ImageRejectedError, QuotaExceededError):
-                self._refused[str(request.session_hash), slot] = path
+                self._refused[page_of(request), slot] = path
                 raise
             self._seen.saw(request, session.key, slot, held.digest)
 
     async def _put(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> ImageRecord:
         """Store an upload; over an image that this page has not shown only after its user was asked."""
-        path = _path(payload)
+        path = path_of(payload)
         while True:
             seen = self._seen.seen(request, session.key, slot)
             try:
@@ -87,16 +85,16 @@ class Tabs:
                     thumbnail = await (await session.read_record(other)).thumbnail()
                 except StorageError:
                     thumbnail = None
-                self._seen.ask(request, session.key, slot, Conflict(slot, _brief(payload), other, thumbnail))
+                self._seen.ask(request, session.key, slot, Conflict(slot, brief(payload), other, thumbnail))
                 self._seen.saw(request, session.key, slot, other.digest)
-                raise
+                raise UndecidedError(question_html(self._seen.asked(request, session.key).values())) from None
             self._shown[session.key, slot, path] = record.blob
             return record
 
-    async def conflicts(self, request: gr.Request) -> Collection[Conflict]:
-        """The uploads of this page that are not kept until its user says so."""
+    async def question(self, request: gr.Request, revision: str = "") -> str:
+        """About the uploads of this page that are not kept until its user says so; see `question_html`."""
         session = await self._visits.session(request)
-        return () if session is None else self._seen.asked(request, session.key).values()
+        return question_html(() if session is None else self._seen.asked(request, session.key).values(), revision)
 
     async def answered(self, request: gr.Request, slot: str) -> Payload | None:
         """The upload that waited for this answer, if one did."""
@@ -104,37 +102,50 @@ class Tabs:
         conflict = None if session is None else self._seen.answered(request, session.key, slot)
         return None if conflict is None else conflict.mine
 
-    async def check_seen(self, request: gr.Request, slots: Iterable[str]) -> None:
-        """`RevisionConflictError` where one of them holds an image by now that this page has not shown."""
+    async def unseen(self, request: gr.Request) -> set[str]:
+        """The slots that hold an image by now which this page has not shown."""
         if (found := await self._visits.found(request)) is None:
-            return
+            return set()
         session, info = found
-        for slot in slots:
-            seen = self._seen.seen(request, session.key, slot)
-            if slot in info.images and seen not in (None, info.images[slot].digest):
-                raise RevisionConflictError(
-                    f"Another tab has put another image into {slot!r}, which is shown now. Try again to replace it."
-                )
+        return {slot for slot, record in info.images.items() if self._is_unseen(request, session, slot, record)}
+
+    def _is_unseen(self, request: gr.Request, session: Session, slot: str, record: ImageRecord) -> bool:
+        return self._seen.seen(request, session.key, slot) not in (None, record.digest)
+
+    async def put_back(self, request: gr.Request, session: Session, digest: str, slot: str) -> None:
+        """`Session.restore_recent`, but `UnseenError` over an image that this page has not shown.
+
+        It is shown then: on the panel, if no component of the page has that slot.
+        """
+        self._seen.act(request, slot)
+        async with self._seen.turn(request, slot):
+            held = await _image(session, slot)
+            if held is not None and self._is_unseen(request, session, slot, held):
+                self._seen.saw(request, session.key, slot, held.digest)
+                raise UnseenError(slot)
+            record = await session.restore_recent(digest, slot)
+            self._seen.saw(request, session.key, slot, record.digest)
 
     async def remove(self, request: gr.Request, slot: str) -> None:
-        """Empty a slot. `RevisionConflictError` where it holds an image by now that this page has not shown."""
+        """Empty a slot. `UnseenError` where it holds an image by now that this page has not shown."""
         self._seen.act(request, slot)
         async with self._seen.turn(request, slot):
             if (session := await self._visits.session(request)) is None:
                 return
             self._seen.answered(request, session.key, slot)
-            while not await self._removed(session, slot, self._seen.seen(request, session.key, slot)):
+            while not await self._removed(request, session, slot):
                 pass
             self._seen.saw(request, session.key, slot, EMPTY)
 
-    async def _removed(self, session: Session, slot: str, seen: str | None) -> bool:
+    async def _removed(self, request: gr.Request, session: Session, slot: str) -> bool:
         """Whether the slot is empty now; if not, something else of the session was changed in between."""
         try:
             info = await session.info()
         except SessionNotFoundError:
             return True
-        if slot in info.images and seen not in (None, info.images[slot].digest):
-            raise RevisionConflictError(f"Another tab has put another image into {slot!r}.")
+        if slot in info.images and self._is_unseen(request, session, slot, info.images[slot]):
+            self._seen.saw(request, session.key, slot, info.images[slot].digest)
+            raise UnseenError(slot)
         try:
             await session.clear_image(slot, if_revision=info.revision)
         except SessionNotFoundError:
@@ -149,8 +160,8 @@ class Tabs:
         A copy is shown after what the user chose if it was on its way to the page. Another choice of the user's by now
         is neither.
         """
-        refused = self._refused.pop((str(request.session_hash), slot), None)
-        path = "" if payload is None else _path(payload)
+        refused = self._refused.pop((page_of(request), slot), None)
+        path = "" if payload is None else path_of(payload)
         if path == refused:
             return True
         if (session := await self._visits.session(request)) is None:
@@ -185,16 +196,16 @@ class Tabs:
         if (session := await self._visits.session(request)) is None:
             return
         known = self._seen.knows(request, session.key, _VALUE + name)
-        if not known or self._seen.seen(request, session.key, _VALUE + name) != _mark(value):
+        if not known or self._seen.seen(request, session.key, _VALUE + name) != mark(value):
             await session.update_state(**{name: value})
-            self._seen.saw(request, session.key, _VALUE + name, _mark(value))
+            self._seen.saw(request, session.key, _VALUE + name, mark(value))
 
     async def keep_shown(
         self, request: gr.Request, session: Session, shown: Mapping[str, Payload]
     ) -> dict[str, ImageRecord]:
         """The images that the page shows, by slot, as `session` keeps them: stored again where it has expired.
 
-        Where another tab has replaced what this page shows, that stays as it is. `RevisionConflictError` where what it
+        Where another tab has replaced what this page shows, that stays as it is. `UndecidedError` where what it
         shows was never kept, and would go over an image that it has not shown.
         """
         try:
@@ -206,7 +217,7 @@ class Tabs:
 
     async def _kept_shown(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> ImageRecord:
         async with self._seen.turn(request, slot):
-            info, path = await session.info(), _path(payload)
+            info, path = await session.info(), path_of(payload)
             held = info.images.get(slot)
             if held is None or not await self._shows(session, slot, path, held):
                 seen = self._seen.seen(request, session.key, slot)
@@ -219,6 +230,8 @@ class Tabs:
                     if held is None or not isinstance(error.__cause__, FileNotFoundError):
                         raise
                     # an upload that Gradio has removed since it was stored; the slot still holds it
+                    if seen not in (None, held.digest):
+                        raise GoneError(slot) from error
             self._seen.answered(request, session.key, slot)
             self._seen.saw(request, session.key, slot, held.digest)
             return held
@@ -245,7 +258,7 @@ class Tabs:
             return {}, {}
         images, state = await self._held(request)
         holds: dict[str, Any] = {slot: images[slot].digest if slot in images else EMPTY for slot in slots}
-        holds |= {value: _mark(state[name]) if name in state else _UNSET for value, name in values.items()}
+        holds |= {value: mark(state[name]) if name in state else _UNSET for value, name in values.items()}
         shown = {name for name, what in holds.items() if what is not _UNSET}
         if news:
             shown -= memory.asked(request, session.key).keys()
@@ -281,6 +294,10 @@ class Tabs:
         self._shown[session.key, slot, path] = record.blob
         return path
 
+    def forget_guest(self, key: str) -> None:
+        """Of a session that nobody comes back to: all that its page has seen."""
+        self._seen.forget(key)
+
     def forget(self, key: str) -> list[str]:
         """Of a session that is over: the values that its pages have seen; returns the paths that only they showed."""
         self._seen.forget(key, _VALUE)
@@ -288,29 +305,11 @@ class Tabs:
         return [path for known, _, path in self._shown if known == key and path not in others]
 
 
-def _path(payload: Payload) -> str:
-    path = payload.get("path")
-    if not isinstance(path, str) or not 0 < len(path) < _PATH_MAX:
-        raise ImageRejectedError("unsupported_format", "That is not an image file; choose a JPEG, PNG or WebP.")
-    return path
-
-
-def _brief(payload: Payload) -> Payload:
-    """What is shown of an upload, and where it lies: it comes from a browser, and is remembered."""
-    name, url = str(payload.get("orig_name") or ""), str(payload.get("url") or "")
-    return {"path": _path(payload), "orig_name": name[:_NAME_MAX], "url": url if len(url) <= _URL_MAX else ""}
-
-
 async def _image(session: Session, slot: str) -> ImageRecord | None:
     try:
         return (await session.info()).images.get(slot)
     except SessionNotFoundError:
         return None
-
-
-def _mark(value: Any) -> int | float | None:
-    """Of a value what tells it from another, and is small."""
-    return value if value is None or isinstance(value, int | float) else hash(repr(value))
 
 
 async def _touch(session: Session) -> None:

@@ -19,6 +19,8 @@ from async_sessions import _keys
 from async_sessions._gradio import cache
 from async_sessions._gradio.identity import Tokens, gradio_user
 from async_sessions._gradio.lifespan import Held
+from async_sessions._gradio.listeners import make_room
+from async_sessions._gradio.seen import page_of
 from async_sessions._gradio.tabs import Tabs
 from async_sessions.asgi import SessionCookie, stored_signer
 from async_sessions.errors import (
@@ -95,7 +97,7 @@ class Visits:
         one, where a random name that only the page knows is all there is.
         """
         session = await self.session(request)
-        return str(request.session_hash), "" if session is None else session.key
+        return page_of(request), "" if session is None else session.key
 
     async def mint(self, request: gr.Request, token: object) -> Any:
         """A token for a page that shows none of ours though nothing else tells who it is, or an older secret's."""
@@ -112,6 +114,8 @@ class Visits:
     def note_app(self, app: Any) -> None:
         self.app = app
         blocks = getattr(app, "blocks", None)
+        if blocks is not None:
+            make_room(blocks)
         if getattr(blocks, "ssr_mode", False):
             _logger.warning(
                 "With ssr_mode Gradio writes a browser's cookies into its page: scripts on the page can read them."
