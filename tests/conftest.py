@@ -39,17 +39,20 @@ def blockbuster() -> Iterator[BlockBuster]:
         yield active
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """The tests of one file that share a browser run in one process, which starts it and its server once.
 
     Coverage is measured on one loop: it doubles the time.
     """
-    for item in items:
-        if getattr(item, "callspec", None) and "uvloop" in item.callspec.id.split("-"):  # type: ignore[attr-defined]
-            item.add_marker(pytest.mark.no_cover)
-        if "browser" in getattr(item, "fixturenames", ()) and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    if getattr(item, "callspec", None) and "uvloop" in item.callspec.id.split("-"):  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.no_cover)
+    if "browser" in getattr(item, "fixturenames", ()) and item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins early, so that nothing else waits for it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""An app for `test_tabs_browser`: every kind of image, on two pages. Its arguments: a root, and a port."""
+"""An app for `test_tabs_browser`: every kind of image, on three pages. Its arguments: a root, and a port."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ def kind_of(image: Any) -> str:
 
 def build(sessions: GradioSessions) -> Any:
     with gr.Blocks() as demo:
-        with gr.Row():
-            images = {
-                "array": gr.Image(type="numpy", elem_id="array", height=220),
-                "pil": gr.Image(type="pil", elem_id="pil", height=220),
-                "path": gr.Image(type="filepath", elem_id="path", height=220),
-            }
-        editor = gr.ImageEditor(elem_id="editor", type="pil")
+        image = gr.Image(type="pil", elem_id="pil", height=220)
         prompt = gr.Textbox(elem_id="prompt", label="Prompt")
-        told = gr.Textbox(elem_id="told", label="Told")
-        ask = gr.Button("Tell", elem_id="tell")
-        ask.click(lambda *given: "\n".join(map(kind_of, given)), [*images.values(), editor], told)
         with gr.Tabs():
             with gr.Tab("First"):
                 gr.Markdown("first")
             with gr.Tab("Second"):  # not shown when the page opens
-                sessions.bind(images={**images, "drawn": editor}, state={"prompt": prompt})
+                sessions.bind(images={"pil": image}, state={"prompt": prompt})
                 sessions.panel()
+    with demo.route("Kinds", "/kinds"):
+        images = {
+            "array": gr.Image(type="numpy", elem_id="array", height=220),
+            "pil": gr.Image(type="pil", elem_id="pil", height=220),
+            "path": gr.Image(type="filepath", elem_id="path", height=220),
+        }
+        editor = gr.ImageEditor(elem_id="editor", type="pil")
+        told = gr.Textbox(elem_id="told", label="Told")
+        ask = gr.Button("Tell", elem_id="tell")
+        ask.click(lambda *given: "\n".join(map(kind_of, given)), [*images.values(), editor], told)
+        sessions.bind(images={**images, "drawn": editor})
     with demo.route("Other", "/other"):
         other = gr.Image(elem_id="pil", height=220)
         words = gr.Textbox(elem_id="prompt")

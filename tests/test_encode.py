@@ -212,6 +212,7 @@ SIZES: dict[str, tuple[Any, float, int]] = {  # how to make the image; how many 
 
 
 @pytest.mark.parametrize("name", SIZES)
+@pytest.mark.slow
 def test_a_file_is_little_larger_than_the_smallest_that_pillow_makes(name: str) -> None:
     make, times, more = SIZES[name]
     image = make()

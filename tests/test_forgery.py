@@ -55,6 +55,7 @@ def told(answer: str, given: object) -> str:
 
 @pytest.mark.anyio
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in the statistics that Gradio keeps with pandas
+@pytest.mark.slow
 async def test_what_is_anothers_is_answered_as_what_is_not_there(tmp_path: Path, blockbuster: BlockBuster) -> None:
     blockbuster.deactivate()  # Gradio's own calls run below our middleware
     steps = a_video(StepPipeline("steps", start=True, end=False))

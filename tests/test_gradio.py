@@ -662,6 +662,7 @@ async def test_no_listener_of_ours_is_part_of_the_apps_api_or_waits_for_another_
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in the statistics that Gradio keeps with pandas
+@pytest.mark.slow
 async def test_nobody_waits_for_the_run_of_another_whatever_limit_the_app_sets(
     tmp_path: Path, blockbuster: BlockBuster
 ) -> None:

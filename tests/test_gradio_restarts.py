@@ -13,7 +13,7 @@ from tests.demo_page import QUICK, choose, expect_size, kept, manifest, upload
 from tests.images import rgba_png
 from tests.servers import PATIENCE, chromium, free_port, opened, serving, wait_until
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def test_a_page_that_was_open_while_the_server_restarted_goes_on_with_its_images(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def is_text(string: str) -> bool:
     return string == string.encode(errors="replace").decode()
 
 
+@pytest.mark.slow
 async def test_names_prompts_values_and_failures_add_nothing_to_a_page() -> None:
     app = App()
     async with app.running():

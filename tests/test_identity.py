@@ -341,6 +341,7 @@ async def test_the_images_of_who_logged_in_with_gradio_are_theirs_over_http_too(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
 async def test_no_forged_event_gets_a_foreign_byte_or_another_answer_than_for_what_does_not_exist(
     tmp_path: Path, blockbuster: BlockBuster, caplog: pytest.LogCaptureFixture
 ) -> None:

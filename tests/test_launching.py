@@ -11,7 +11,7 @@ import pytest
 
 from tests.servers import ROOT, free_port
 
-SIGNALS = pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+pytestmark = pytest.mark.slow
 
 
 def run(folder: Path, what: str, name: str) -> list[str]:
@@ -30,7 +30,7 @@ def run(folder: Path, what: str, name: str) -> list[str]:
     return [line.removeprefix("app: ").strip() for line in done.stdout.splitlines() if line.startswith("app: ")]
 
 
-@SIGNALS
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_that_comes_while_the_app_is_launched_is_not_lost_and_leaves_the_store(
     tmp_path: Path, name: str
 ) -> None:
@@ -45,9 +45,8 @@ def test_an_app_that_goes_on_after_launch_hears_a_signal_itself_and_after_the_st
     assert said[-3:] == ["the app's own ends", "the app heard it", "the script goes on; the store is closed"]
 
 
-@SIGNALS
-def test_an_app_that_blocks_later_leaves_the_store_too(tmp_path: Path, name: str) -> None:
-    said = run(tmp_path, "late", name)
+def test_an_app_that_blocks_later_leaves_the_store_too(tmp_path: Path) -> None:
+    said = run(tmp_path, "late", "SIGTERM")
     assert said[-2:] == ["the app's own ends", "the script goes on; the store is closed"]
 
 

@@ -163,10 +163,12 @@ async def one_process_on_disk(root: Path) -> None:
         await check_what_is_left(store, users)
 
 
+@pytest.mark.slow
 def test_a_session_of_two_processes_is_linearizable_and_no_sweep_takes_what_is_in_use() -> None:
     fuzz(two_processes_with_janitors, seeds=SEEDS)
 
 
+@pytest.mark.slow
 def test_a_session_on_disk_is_linearizable_and_no_sweep_takes_what_is_in_use(tmp_path: Path) -> None:
     with mock.patch.object(os, "fsync"):  # nobody cuts the power here
         for seed in SEEDS:

@@ -61,6 +61,12 @@ def holds(server: Server, slot: str, name: str) -> bool:
     return bool(kept(server).get(slot, {}).get("source_name") == name)
 
 
+def says(server: Server, prompt: str) -> bool:
+    """Whether the one session that there is has this prompt."""
+    found = [json.loads(path.read_bytes()) for path in server.folder.glob("root/manifests/*/*.json")]
+    return any(manifest["state"].get("prompt") == prompt for manifest in found)
+
+
 def test_a_change_in_one_tab_appears_in_the_other_when_it_is_looked_at(
     context: BrowserContext, server: Server, photo: Any
 ) -> None:
@@ -68,7 +74,7 @@ def test_a_change_in_one_tab_appears_in_the_other_when_it_is_looked_at(
     other.get_by_role("tab", name="Second").click()
     upload(page, "pil", photo("one.png", 300, 200))
     page.fill("#prompt textarea", "a red boat")
-    wait_until(lambda: holds(server, "pil", "one.png"))
+    wait_until(lambda: holds(server, "pil", "one.png") and says(server, "a red boat"))
     other.evaluate(LOOK)
     expect_size(other, "pil", (300, 200))
     expect(other.locator("#prompt textarea")).to_have_value("a red boat")
@@ -117,7 +123,7 @@ def test_an_upload_over_an_unseen_one_shows_both_and_asks(
 def test_images_of_every_type_and_an_editor_live_through_a_reload(
     context: BrowserContext, server: Server, photo: Any
 ) -> None:
-    page = opened(context.new_page(), server.url)
+    page = opened(context.new_page(), server.url + "kinds")
     for slot in ("array", "pil", "path"):
         upload(page, slot, photo(f"{slot}.png", 300, 200))
     page.wait_for_selector("#editor canvas")
@@ -135,7 +141,7 @@ def test_images_of_every_type_and_an_editor_live_through_a_reload(
     wait_until(lambda: bool(kept(server)["drawn"]["digest"] != before))
     stored = kept(server)
 
-    opened(page, server.url)
+    opened(page, server.url + "kinds")
     for slot in ("array", "pil", "path"):
         expect_size(page, slot, (300, 200))
     told = page.locator("#told textarea")
@@ -148,7 +154,7 @@ def test_the_pages_of_an_app_show_the_same_session(context: BrowserContext, serv
     page = opened(context.new_page(), server.url + "other")
     upload(page, "pil", photo("one.png", 300, 200))
     page.fill("#prompt textarea", "a red boat")
-    wait_until(lambda: holds(server, "pil", "one.png"))
+    wait_until(lambda: holds(server, "pil", "one.png") and says(server, "a red boat"))
     expect(page.get_by_text("one.png")).to_be_visible()
     page.get_by_role("link", name="Home").click()
     expect_size(page, "pil", (300, 200))

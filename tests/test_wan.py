@@ -170,10 +170,10 @@ async def test_images_and_values_all_count(made: Any) -> None:
 
 async def test_the_same_seed_makes_the_same_file(session: Session, tiny_wan: Mapping[str, Path]) -> None:
     videos = set()
-    for _ in range(3):  # with other things in the memory each time, which x264 has let show
+    for _ in range(2):  # with other things in the memory each time, which x264 has let show
         pipeline = WanPipeline(tiny_wan["ti2v-5B"], "ti2v-5B", device="cpu")
         async with loaded(pipeline) as lane:
-            for number in range(6):
+            for number in range(4):
                 side = 64 + 32 * (number % 2)
                 ready = await prepared(pipeline, session, "start", width=side, height=64)
                 videos.add((side, await generated(lane, pipeline, ready)))

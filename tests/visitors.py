@@ -296,14 +296,17 @@ class Visitor:
         assert nearest == self._number, f"visitor {self._number} sees {nearest}'s {colour} in {where}: {self.did}"
 
 
-async def crowd(folder: Path, *, visitors: int, seconds: float, idle: float, seed: str) -> Seen:
-    """Let that many browsers use one server at random for so long. `idle` seconds are listened to before and after."""
+async def crowd(folder: Path, *, visitors: int, seconds: float, pause: float, idle: float, seed: str) -> Seen:
+    """Let that many browsers use one server at random for so long, each with up to `pause` seconds between two actions.
+
+    `idle` seconds are listened to before and after.
+    """
     port = free_port()
     with serving(folder, "-m", "tests.visited_app", str(folder / "root"), str(port), port=port) as server:
         async with async_playwright() as playwright, open_store(folder / "root", cleanup_interval=None) as store:
             browser = await playwright.chromium.launch(executable_path=chromium_path(), args=list(FLAGS))
             try:
-                seen = await _visited(server, browser, store, visitors, seconds, idle, seed)
+                seen = await _visited(server, browser, store, visitors, seconds, pause, idle, seed)
             finally:
                 await browser.close()
         logged = server.log.read_text()
@@ -312,7 +315,14 @@ async def crowd(folder: Path, *, visitors: int, seconds: float, idle: float, see
 
 
 async def _visited(
-    server: Server, browser: Browser, store: SessionStore, count: int, seconds: float, idle: float, seed: str
+    server: Server,
+    browser: Browser,
+    store: SessionStore,
+    count: int,
+    seconds: float,
+    pause: float,
+    idle: float,
+    seed: str,
 ) -> Seen:
     opening = anyio.CapacityLimiter(3)
     crowd = [
@@ -331,6 +341,7 @@ async def _visited(
                 return
             while anyio.current_time() < ends:
                 await visitor.act()
+                await anyio.sleep(random.Random(f"{seed}.{len(visitor.did)}").uniform(0, pause))
             videos.append(await visitor.leave())
         except Exception as error:
             error.add_note(f"seed {seed!r}, visitor {crowd.index(visitor)}: {visitor.did}, holds {visitor.holds}")

@@ -15,7 +15,7 @@ from tests.benchmarks.lag import VOID, Lag
 
 def browsers(root: Path, count: int = 20, seconds: float = 600) -> str:
     seed = str(int(time.time()))
-    crowd = partial(visitors.crowd, root, visitors=count, seconds=seconds, idle=10, seed=seed)
+    crowd = partial(visitors.crowd, root, visitors=count, seconds=seconds, pause=5, idle=10, seed=seed)
     seen = anyio.run(crowd)
     told = ", ".join(f"{times} {action.replace('_', ' ')}" for action, times in sorted(seen.actions.items()))
     void = f"; void: the idle loop's p99 is above {VOID * 1000:.0f} ms" if seen.idle.p99 > VOID else ""
