@@ -18,6 +18,7 @@ from tests.servers import Server, opened, wait_until
 
 pytestmark = pytest.mark.browser
 
+LISTS = {"Queue": "History", "Your session": "Images"}
 TABS = ("Generate", "Queue", "Your session")
 INTERACTIVE = {"button", "checkbox", "combobox", "link", "radio", "slider", "spinbutton", "tab", "textbox", "option"}
 
@@ -207,10 +208,14 @@ def test_what_we_show_can_be_read_and_has_a_name_on_a_desktop_on_a_phone_and_in_
     ]
     for shape in shapes:
         with browser.new_context(**shape, storage_state=context.storage_state()) as other:
-            page = opened(other.new_page(), f"{server.url}?__theme=dark")
+            page = other.new_page()
+            page.goto(f"{server.url}?__theme=dark")  # which follows the runs: it is answered as long as they go on
+            expect(page.get_by_role("tab", name="Queue")).to_be_visible()
             assert page.evaluate("document.body.classList.contains('dark')")
             for tab in TABS:
                 show(page, tab)
+                if tab in LISTS:
+                    expect(page.get_by_role("list", name=LISTS[tab])).to_be_visible()
                 for theme in ("dark", "light"):
                     page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
                     texts, problems = page.evaluate(READABLE)
