@@ -193,9 +193,7 @@ async def test_a_cancelled_call_of_a_local_store_has_happened_or_has_not(
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # the proof has both loops
 @pytest.mark.parametrize("name", ACTS)
-async def test_a_cancelled_call_has_happened_or_has_not_and_leaves_nothing(
-    tmp_path: Path, name: str, anyio_backend: tuple[str, dict[str, bool]]
-) -> None:
+async def test_a_cancelled_call_has_happened_or_has_not_and_leaves_nothing(tmp_path: Path, name: str) -> None:
     """Here at some of the places; `python -m tests.proof cancellations` tries them all."""
-    runs = await cancel_act(tmp_path, name, every=41 if anyio_backend[1]["use_uvloop"] else 17)
+    runs = await cancel_act(tmp_path, name, every=17)
     assert {run.ending for run in runs} == {"returned", "cancelled"}
