@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from tests.pages import App
     from tests.servers import Server
 
-# Of the files whose tests drive a browser, those that take about as long as all others.
-SECOND_BROWSER = {"test_gradio_browser", "test_gradio_results_browser", "test_gradio_restarts", "test_tabs_browser"}
+# The files whose tests drive a browser, but for those that take about as long as each of these lots.
+BROWSER_LOTS = {
+    "test_gradio_browser": "runs",
+    "test_gradio_results_browser": "runs",
+    "test_tabs_browser": "runs",
+    "test_gradio_restarts": "many",
+    "test_visitors": "many",
+}
 
 pytest_plugins = ["async_sessions.testing.fixtures"]
 
@@ -43,14 +49,14 @@ def blockbuster() -> Iterator[BlockBuster]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Two browsers at once, and no more: their processes share the cores with all others.
+    """Three browsers at once, and no more: their processes share the cores with all others.
 
     Coverage is measured on one loop: it doubles the time.
     """
     if getattr(item, "callspec", None) and "uvloop" in item.callspec.id.split("-"):  # type: ignore[attr-defined]
         item.add_marker(pytest.mark.no_cover)
     if item.get_closest_marker("browser") and item.get_closest_marker("xdist_group") is None:
-        item.add_marker(pytest.mark.xdist_group(f"browser {item.path.stem in SECOND_BROWSER}"))
+        item.add_marker(pytest.mark.xdist_group(f"browser {BROWSER_LOTS.get(item.path.stem, 'pages')}"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
