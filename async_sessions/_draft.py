@@ -19,7 +19,13 @@ from async_sessions import _keys
 from async_sessions._ingest import ImageSource, ingest
 from async_sessions._life import NOT_WRITTEN, Life, new_record
 from async_sessions._quota import check_size
-from async_sessions.errors import QuotaExceededError, SessionNotFoundError, StorageError, StoreClosedError
+from async_sessions.errors import (
+    QuotaExceededError,
+    RevisionConflictError,
+    SessionNotFoundError,
+    StorageError,
+    StoreClosedError,
+)
 from async_sessions.records import JSON, KIB, ImageRecord, JobInfo, Limits, OutputRecord, check_output, check_state
 from async_sessions.session import Session
 
@@ -189,20 +195,23 @@ class Addition(_Pieces):
         incarnation: str,
         tickets: Tickets,
         state: Mapping[str, JSON],
+        replaces: Mapping[str, str],
     ) -> None:
         super().__init__(context, life, incarnation)
         self._tickets = tickets
         self._state = state
+        self._replaces = replaces
 
     async def commit(self) -> None:
         """Put all in its place. What was uploaded to a slot since `adding` was called stays there.
 
-        `QuotaExceededError` where the session has no room for it, `SessionNotFoundError` where it ended meanwhile.
+        `QuotaExceededError` where the session has no room for it, `SessionNotFoundError` where it ended meanwhile,
+        `RevisionConflictError` where a slot holds neither the image whose digest is given for it nor the one to come.
         """
         self._try()
         try:
             manifest = await self._life.edit(self._added, incarnation=self._incarnation, held=self._tickets.spend)
-        except (*NOT_WRITTEN, QuotaExceededError, SessionNotFoundError):
+        except (*NOT_WRITTEN, QuotaExceededError, RevisionConflictError, SessionNotFoundError):
             self._tried = False
             raise
         named = manifest.named_blobs()
@@ -221,6 +230,7 @@ class Addition(_Pieces):
                 case "current" if held is not None and held.digest == record.digest:
                     pass
                 case "current":
+                    manifest.check_replaces(slot, record.digest, self._replaces.get(slot))
                     manifest = manifest.with_image(slot, record, now)
                 case "superseded":
                     manifest = manifest.with_superseded(slot, record, now)
@@ -244,8 +254,10 @@ async def drafted(context: StoreContext, state: Mapping[str, JSON]) -> AsyncIter
 
 
 @asynccontextmanager
-async def adding(session: Session, slots: Iterable[str], state: Mapping[str, JSON]) -> AsyncIterator[Addition]:
-    """`async with adding(session, ["start"], {}) as addition`: images for these slots, and values; see `Addition`.
+async def adding(
+    session: Session, slots: Iterable[str], state: Mapping[str, JSON], replaces: Mapping[str, str]
+) -> AsyncIterator[Addition]:
+    """`async with adding(session, ["start"], {}, {}) as addition`: images for these slots, and values; see `Addition`.
 
     A session that has not begun begins, if its handle lets it. `QuotaExceededError` and what else `check_state` raises.
     """
@@ -253,7 +265,7 @@ async def adding(session: Session, slots: Iterable[str], state: Mapping[str, JSO
     tickets = session._draw(slots)
     await context.manifests.code(partial(check_state, state, context.limits.max_state_bytes))
     manifest = await life.edit(lambda manifest: None if manifest.revision else manifest.with_state({}), creates=True)
-    addition = Addition(context, life, manifest.incarnation, tickets, state)
+    addition = Addition(context, life, manifest.incarnation, tickets, state, replaces)
     try:
         yield addition
     finally:

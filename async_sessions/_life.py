@@ -218,9 +218,7 @@ class Life:
             for slot, record in records.items():
                 match tickets.fate(slot):
                     case "current":
-                        held = manifest.images.get(slot) if replaces is not None else None
-                        if held is not None and held.digest not in (replaces, record.digest):
-                            raise RevisionConflictError(f"Slot {slot!r} holds another image by now. Look at it first.")
+                        manifest.check_replaces(slot, record.digest, replaces)
                         manifest = manifest.with_image(slot, record, now)
                     case "superseded":
                         manifest = manifest.with_superseded(slot, record, now)

@@ -16,7 +16,13 @@ import msgspec
 from msgspec.structs import replace
 
 from async_sessions import _keys
-from async_sessions.errors import CorruptManifestError, SessionNotFoundError, SlotEmptyError, UnknownSchemaError
+from async_sessions.errors import (
+    CorruptManifestError,
+    RevisionConflictError,
+    SessionNotFoundError,
+    SlotEmptyError,
+    UnknownSchemaError,
+)
 from async_sessions.records import ImageRecord, JobInfo, RecentImage, SessionInfo
 
 SCHEMA = 2  # 1 had no seal
@@ -161,6 +167,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def with_superseded(self, slot: str, record: ImageRecord, now: datetime) -> Manifest:
         """`record` was in `slot` for an instant: a newer upload took the slot before this one was decoded."""
         return replace(self, retired=(*self.retired, RetiredImage(slot=slot, record=record, removed_at=now)))
+
+    def check_replaces(self, slot: str, digest: str, replaces: str | None) -> None:
+        """`RevisionConflictError` if `slot` holds an image that is neither of these two; `None`: whichever it is."""
+        held = None if replaces is None else self.images.get(slot)
+        if held is not None and held.digest not in (replaces, digest):
+            raise RevisionConflictError(
+                f"Slot {slot!r} holds another image by now. Look at it, and try again if it may go."
+            )
 
     def with_restored(self, slot: str, digest: str, now: datetime, grace: timedelta) -> Manifest:
         """Put a recent image back into `slot`. `SlotEmptyError` where there is none of that digest."""

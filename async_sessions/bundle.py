@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -115,6 +115,7 @@ async def restore_bundle(
     *,
     takes_slot: Callable[[str], bool] = lambda slot: True,
     takes_value: Callable[[str, JSON], bool] = lambda name, value: True,
+    replaces: Mapping[str, str] | None = None,
     max_bytes: int = MAX_BYTES,
     max_files: int = MAX_FILES,
 ) -> tuple[str, ...]:
@@ -123,7 +124,8 @@ async def restore_bundle(
     Each image goes to the slot it has in the bundle, if `takes_slot`, and each value to its name, if `takes_value`: a
     bundle may come from anybody, so an app takes what its users may set and no more. What they replace can be put back
     as after `store_image`; what else the session holds stays. Jobs are left out. `BundleError` also for a bundle of
-    which nothing is taken; else see `import_session` and `Session.store_image`.
+    which nothing is taken, `RevisionConflictError` if one of its slots holds neither the image whose digest `replaces`
+    gives for it nor the bundle's own; else see `import_session` and `Session.store_image`.
     """
     async with opened(source, max_bytes) as file:
         bundle = await anyio.to_thread.run_sync(partial(Bundle, file, max_files=max_files))
@@ -131,7 +133,7 @@ async def restore_bundle(
         state = {name: value for name, value in bundle.contents.state.items() if takes_value(name, value)}
         if not slots and not state:
             raise BundleError("The bundle holds nothing that belongs here. Give one that was exported from this app.")
-        async with adding(session, slots.values(), state) as addition:
+        async with adding(session, slots.values(), state, replaces or {}) as addition:
             for name, slot in slots.items():
                 await _store_image(addition, bundle, name, slot)
             await addition.commit()

@@ -29,6 +29,7 @@ from async_sessions._gradio.listeners import QUIET, OnPages, Reactions, page_in_
 from async_sessions._gradio.panel import Panel
 from async_sessions._gradio.queue import Queue
 from async_sessions._gradio.results import Result
+from async_sessions._gradio.status import UNDECIDED
 from async_sessions._gradio.stopping import launch
 from async_sessions._gradio.visits import Visits
 from async_sessions.asgi import CookieSigner, SessionImages
@@ -226,6 +227,7 @@ class GradioSessions:
             self._changed.on(event)
         self._submitted.on(clicked)
         self._retried.react(lambda event: self._changed.on(generate.follow_after(event)))
+        bound.question.select(lambda shown: "" if shown == UNDECIDED else gr.skip(), bar, bar, **QUIET)
         self._cleared.react(lambda event: event.success(lambda: (None, ""), None, [result.component, bar], **QUIET))
         return bar
 

@@ -142,13 +142,14 @@ class Session:
             held=tickets.spend,
         )
 
-    async def restore_recent(self, digest: str, slot: str) -> ImageRecord:
-        """Put a replaced or cleared image back into `slot`. `SlotEmptyError` once it is past the store's `grace`."""
+    async def restore_recent(self, digest: str, slot: str, *, replaces: str | None = None) -> ImageRecord:
+        """Put a recent image back; `replaces` as in `store_image`. `SlotEmptyError` once it is past the `grace`."""
         tickets = self._draw([slot])
         now, grace = self._context.now(), self._context.lifetime.grace
         restored: list[ImageRecord] = []
 
         def change(manifest: Manifest) -> Manifest | None:
+            manifest.check_replaces(slot, digest, replaces)
             changed = manifest.with_restored(slot, digest, now, grace)
             restored.append(changed.images[slot])
             return changed if tickets.fate(slot) == "current" else None

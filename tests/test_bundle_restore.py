@@ -14,6 +14,7 @@ from async_sessions import (
     Limits,
     MemoryBlobStore,
     QuotaExceededError,
+    RevisionConflictError,
     Session,
     SessionStore,
     StorageError,
@@ -83,6 +84,24 @@ async def test_only_what_the_app_takes_is_taken(session_store: SessionStore, bun
     with pytest.raises(BundleError, match="nothing that belongs here"):
         await restore_bundle(session, bundle, takes_slot=lambda slot: False, takes_value=lambda name, value: False)
     assert (await session.info()).revision == before
+
+
+async def test_nothing_of_it_goes_over_an_image_that_was_not_seen(bundle: Path) -> None:
+    blobs = MemoryBlobStore()
+    async with open_store(blobs, cleanup_interval=None) as store:
+        session = await store.create_session()
+        seen = await session.store_image(rgba_png(30, 20), "start")
+        await session.store_image(rgba_png(20, 30), "end")
+        before, files = await session.info(), await keys_of(blobs)
+        with pytest.raises(RevisionConflictError, match="'end' holds another image"):
+            await restore_bundle(session, bundle, replaces={"start": seen.digest, "end": ""})
+        assert await session.info() == before
+        assert await keys_of(blobs) == files
+        await session.clear_image("end")
+        assert len(await restore_bundle(session, bundle, replaces={"start": seen.digest, "end": ""})) == 2
+        after = (await session.info()).images
+        assert len(await restore_bundle(session, bundle, replaces={"start": "", "end": ""})) == 2  # they are there
+        assert (await session.info()).images == after
 
 
 async def test_a_session_that_has_not_begun_begins_with_it(session_store: SessionStore, bundle: Path) -> None:
@@ -199,7 +218,7 @@ async def test_what_took_longer_than_half_the_grace_is_refused() -> None:
     blobs, clock = MemoryBlobStore(), FrozenClock()
     async with open_store(blobs, cleanup_interval=None, clock=clock, grace=timedelta(minutes=10)) as store:
         session = await store.create_session()
-        async with adding(session, ["start"], {}) as addition:
+        async with adding(session, ["start"], {}, {}) as addition:
             await addition.store_image(rgba_png(), "start")
             clock.advance(minutes=6)
             with pytest.raises(StorageError, match="took so long"):

@@ -225,6 +225,20 @@ async def test_a_replaced_image_can_be_put_back(session: Session) -> None:
         await session.restore_recent("0" * 64, "end")
 
 
+async def test_an_image_is_put_back_over_the_one_that_was_seen_and_no_other(session: Session) -> None:
+    red = await session.store_image(RED, "start")
+    blue = await session.store_image(BLUE, "start")
+    await session.store_image(Image.new("RGB", (20, 20), "green"), "end")
+    for seen in ("", red.digest):
+        with pytest.raises(RevisionConflictError, match="another image by now"):
+            await session.restore_recent(red.digest, "end", replaces=seen)
+    assert (await session.info()).images["end"].digest not in (red.digest, blue.digest)
+    assert await session.restore_recent(red.digest, "start", replaces=blue.digest) == red
+    assert await session.restore_recent(red.digest, "start", replaces=blue.digest) == red  # it is there
+    await session.clear_image("start")
+    assert await session.restore_recent(red.digest, "start", replaces=blue.digest) == red
+
+
 async def test_an_image_is_not_recent_for_longer_than_the_grace() -> None:
     clock = FrozenClock()
     async with open_store("memory://", clock=clock, grace=timedelta(hours=1)) as store:

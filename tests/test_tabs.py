@@ -135,6 +135,7 @@ async def test_a_run_with_what_was_never_kept_asks_before_it_replaces_what_its_t
         assert "say which image" in page.shows(app.bar)
         assert (await name_kept(app), (await app.kept()).jobs) == ("one.png", {})
         await page.answer("start", keep)
+        assert page.shows(app.bar) == ""
         await page.fire(app.go, "click")
         assert page.question() == ""
         assert "Done" in page.shows(app.bar)
@@ -170,7 +171,7 @@ async def test_what_its_tab_has_not_seen_is_shown_before_a_zip_goes_over_it(
     await other.look_again()
     await other.choose_file(app.start, two)
     (restore,) = (each for each in app.demo.blocks.values() if isinstance(each, gr.UploadButton))
-    with pytest.warns(UserWarning, match="Another tab has put another image into"):
+    with pytest.warns(UserWarning, match="The ZIP is not restored. Slot .*start.* holds another image"):
         await page.choose_file(restore, uploads("session.zip", data))
     assert (await name_kept(app), page.shows(app.start).read_bytes()) == ("two.png", two.read_bytes())
     await page.choose_file(restore, uploads("session.zip", data))

@@ -20,7 +20,7 @@ from async_sessions._gradio.html import message_html, warn
 from async_sessions._gradio.listeners import QUIET, Payload
 from async_sessions._gradio.payloads import file_of
 from async_sessions._gradio.question import UndecidedError
-from async_sessions._gradio.status import status_html
+from async_sessions._gradio.status import UNDECIDED, status_html
 from async_sessions.errors import (
     AsyncSessionsError,
     CorruptBlobError,
@@ -142,8 +142,7 @@ class Generate:
             job = await self._dispatcher.submit(replace(wanted, inputs=images))
             submitted = True
         except UndecidedError as undecided:
-            told = message_html("Not started: say which image you want to keep, then try again")
-            yield {self._bar: told, self._question: undecided.question}
+            yield {self._bar: UNDECIDED, self._question: undecided.question}
             return
         except AsyncSessionsError as error:
             warn("The run was not started", error)

@@ -18,7 +18,6 @@ from async_sessions._gradio import cache
 from async_sessions._gradio.html import message_html, sentence, size_of, warn
 from async_sessions._gradio.kept import session_info_html
 from async_sessions._gradio.listeners import QUIET, Payload, tab_in_progress
-from async_sessions._gradio.question import UnseenError
 from async_sessions.bundle import MAX_BYTES, restore_bundle
 from async_sessions.errors import (
     AsyncSessionsError,
@@ -183,19 +182,13 @@ class Panel:
             if (session := await self._visits.session(request)) is None:
                 gr.Warning("The ZIP is not restored: your browser sends no cookie. Allow cookies for this site.")
                 return gr.skip()
-            unseen = await self._visits.tabs.unseen(request)
-
-            def takes_slot(slot: str) -> bool:
-                if slot in unseen:
-                    raise UnseenError(slot)
-                return slot in self._images
-
             most = self._visits.store.limits.max_session_bytes or 0
             await restore_bundle(
                 session,
                 Path(path),
-                takes_slot=takes_slot,
+                takes_slot=self._images.__contains__,
                 takes_value=self._is_settable,
+                replaces=self._visits.tabs.seen(request, session, self._images),
                 max_bytes=max(MAX_BYTES, most + MAX_BYTES // 8),  # with all that a session may keep, and the rest
             )
             gr.Info("The ZIP is restored.")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ELSEWHERE: Final = "Another server has this run; if it has stopped, the run goes on here within half a minute"
 UNPLACED: Final = "Waiting for its place in the queue"
+UNDECIDED: Final = message_html("Not started: say which image you want to keep, then try again")
 _PREVIEW: Final = (  # of few pixels, shown larger
     "display:block;height:180px;max-width:100%;object-fit:contain;margin:var(--spacing-lg) auto 0 auto;"
     "border-radius:var(--radius-sm)"

@@ -102,15 +102,10 @@ class Tabs:
         conflict = None if session is None else self._seen.answered(request, session.key, slot)
         return None if conflict is None else conflict.mine
 
-    async def unseen(self, request: gr.Request) -> set[str]:
-        """The slots that hold an image by now which this page has not shown."""
-        if (found := await self._visits.found(request)) is None:
-            return set()
-        session, info = found
-        return {slot for slot, record in info.images.items() if self._is_unseen(request, session, slot, record)}
-
-    def _is_unseen(self, request: gr.Request, session: Session, slot: str, record: ImageRecord) -> bool:
-        return self._seen.seen(request, session.key, slot) not in (None, record.digest)
+    def seen(self, request: gr.Request, session: Session, slots: Iterable[str]) -> dict[str, str]:
+        """The digest of what this page has shown last, `EMPTY` for no image, by slot; where it is known."""
+        seen = {slot: self._seen.seen(request, session.key, slot) for slot in slots}
+        return {slot: digest for slot, digest in seen.items() if digest is not None}
 
     async def put_back(self, request: gr.Request, session: Session, digest: str, slot: str) -> None:
         """`Session.restore_recent`, but `UnseenError` over an image that this page has not shown.
@@ -119,11 +114,13 @@ class Tabs:
         """
         self._seen.act(request, slot)
         async with self._seen.turn(request, slot):
-            held = await _image(session, slot)
-            if held is not None and self._is_unseen(request, session, slot, held):
-                self._seen.saw(request, session.key, slot, held.digest)
-                raise UnseenError(slot)
-            record = await session.restore_recent(digest, slot)
+            seen = self._seen.seen(request, session.key, slot)
+            try:
+                record = await session.restore_recent(digest, slot, replaces=seen)
+            except RevisionConflictError:
+                if (held := await _image(session, slot)) is not None:
+                    self._seen.saw(request, session.key, slot, held.digest)
+                raise UnseenError(slot) from None
             self._seen.saw(request, session.key, slot, record.digest)
 
     async def remove(self, request: gr.Request, slot: str) -> None:
@@ -143,8 +140,9 @@ class Tabs:
             info = await session.info()
         except SessionNotFoundError:
             return True
-        if slot in info.images and self._is_unseen(request, session, slot, info.images[slot]):
-            self._seen.saw(request, session.key, slot, info.images[slot].digest)
+        held = info.images.get(slot)
+        if held is not None and self._seen.seen(request, session.key, slot) not in (None, held.digest):
+            self._seen.saw(request, session.key, slot, held.digest)
             raise UnseenError(slot)
         try:
             await session.clear_image(slot, if_revision=info.revision)

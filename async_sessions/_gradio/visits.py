@@ -81,6 +81,8 @@ class Visits:
 
     async def session(self, request: gr.Request) -> Session | None:
         """A handle, which reads nothing: what is stored through it is ordered by when it was asked for."""
+        if self.app is None and request.request is not None:  # reload mode runs no lifespan
+            self.note_app(request.request.scope.get("app"))
         with anyio.move_on_after(_ANSWER_WITHIN) as waiting:
             await self.held.ensure_started()
             if request.username:
