@@ -51,8 +51,9 @@ class GradioSessions:
 
     A session belongs to the logged-in user (`request.username`), else to the browser, by a signed cookie. `store` is
     entered and left with the app, and so is `dispatcher`; a path or URL is opened with `open_store`. `secret` signs the
-    cookies: one, or several to rotate, the newest first; by default the store keeps one of its own. Start the app with
-    `launch` or `mount`, or pass `**launch_options()` to `demo.launch`.
+    cookies: one, or several to rotate, the newest first; by default the store keeps one of its own. Apps on one host,
+    whatever their ports, that bring secrets have to name their cookies: `secret=CookieSigner(..., name="studio")`.
+    Start the app with `launch` or `mount`, or pass `**launch_options()` to `demo.launch`.
 
     In a frame of another site browsers send no such cookie. `embedded` asks for one that they do (see `SessionCookie`);
     it takes TLS. With `identity="browser_state"` a browser that sends none is known by a signed token in the page's
@@ -67,7 +68,7 @@ class GradioSessions:
         store: SessionStore | Path | str,
         *,
         dispatcher: Dispatcher | None = None,
-        secret: str | bytes | Sequence[str | bytes] | None = None,
+        secret: str | bytes | Sequence[str | bytes] | CookieSigner | None = None,
         identity: Literal["cookie", "browser_state"] = "cookie",
         embedded: bool = False,
         merge_at_login: bool = True,
@@ -79,7 +80,7 @@ class GradioSessions:
         self._visits = Visits(
             self.store,
             dispatcher,
-            None if secret is None else CookieSigner(*([secret] if isinstance(secret, str | bytes) else secret)),
+            secret if secret is None or isinstance(secret, CookieSigner) else CookieSigner(*_each(secret)),
             with_tokens=identity == "browser_state",
             embedded=embedded,
             merge_at_login=merge_at_login,
@@ -198,6 +199,8 @@ class GradioSessions:
         That goes to one of `video`, `image`, which gets the first image of a run, and `gallery`, which gets all.
         `pipeline` is the name of one, or the component that chooses it; `slots` says which of the bound images each
         takes, all where it says nothing. `params` are the values to run it with; an empty one is left to the pipeline.
+        They and the name come as a browser sends them, whatever choices and limits the components have: any pipeline of
+        the dispatcher can be asked for, and its own `check` says which values it takes.
         `cancel` ends the session's runs. Progress is shown in `progress`, or in an element made here; it is returned.
         A run belongs to the session, not to the tab: closing the tab stops nothing, and a reload picks it up. While
         one goes on the next can be submitted; the page shows them one by one, here those of `pipeline`, or of all where
@@ -243,7 +246,10 @@ class GradioSessions:
         return launch(demo, self._visits.held, self.launch_options(**options))
 
     def mount(self, app: fastapi.FastAPI, demo: gr.Blocks, path: str = "/", **options: Any) -> fastapi.FastAPI:
-        """`gr.mount_gradio_app` with sessions."""
+        """`gr.mount_gradio_app` with sessions.
+
+        uvicorn ends the pages that follow a run before it stops the app: give it a `timeout_graceful_shutdown`.
+        """
         gr.mount_gradio_app(app, demo, path=path, **self.launch_options(**options))
         demo.has_launched = True  # else Gradio accepts a path that no upload made, for example /etc/passwd
         return app
@@ -252,3 +258,7 @@ class GradioSessions:
         for binding in self._bindings.of(page):
             return binding
         raise RuntimeError("Call bind() first: it says which components belong to the session.")
+
+
+def _each(secret: str | bytes | Sequence[str | bytes]) -> Sequence[str | bytes]:
+    return [secret] if isinstance(secret, str | bytes) else secret

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from async_sessions._keys import key_of_id
-from tests.servers import drawn_size, wait_until
+from tests.servers import drawn_size, settle, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,9 @@ def kept(server: Server, context: BrowserContext, *names: str) -> bool:
     return sorted(held) == sorted(names)
 
 
-def upload(page: Page, slot: str, path: Path) -> None:
+def upload(page: Page, slot: str, path: Path, *, at_once: bool = False) -> None:
+    if not at_once:
+        settle(page)
     page.set_input_files(f"#{slot} input[type=file]", path)
 
 

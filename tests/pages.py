@@ -6,6 +6,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -64,6 +65,7 @@ class Page:
 
     async def choose_file(self, component: Any, path: Path, event: str = "upload") -> None:
         """What an upload does: the file is in Gradio's cache, and the browser names it."""
+        self._demo.upload_file_set.add(str(path))
         self.values[component._id] = _shown(component, path)
         await self.fire(component, event)
 
@@ -194,7 +196,9 @@ class App:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        async with self.sessions.launch_options()["app_kwargs"]["lifespan"](None):
+        async with self.sessions.launch_options()["app_kwargs"]["lifespan"](
+            SimpleNamespace(blocks=self.demo, state=SimpleNamespace())
+        ):
             yield
 
     async def open(self, cookies: Mapping[str, str] = ANN, **user: Any) -> Page:

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
@@ -129,25 +130,56 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
+class _Events:
+    """What a page has asked its server for: how often it was answered, and since when it asks for nothing."""
+
+    def __init__(self, page: Page) -> None:
+        self.answers = 0
+        self.quiet_since = time.monotonic()
+        self._awaited: set[Request] = set()
+        page.on("request", self._ask)
+        page.on("requestfinished", self._end)
+        page.on("requestfailed", self._end)  # the page itself hangs up after the last answer
+
+    def quiet(self, seconds: float) -> bool:
+        return not self._awaited and time.monotonic() - self.quiet_since > seconds
+
+    def _ask(self, request: Request) -> None:
+        if "/queue/" in request.url or "/upload" in request.url:
+            self._awaited.add(request)
+
+    def _end(self, request: Request) -> None:
+        if request in self._awaited:
+            self._awaited.discard(request)
+            self.quiet_since = time.monotonic()
+            self.answers += "queue/data" in request.url
+
+
+_EVENTS: WeakKeyDictionary[Page, _Events] = WeakKeyDictionary()
+
+
 def opened(page: Page, url: str) -> Page:
     """The page once everything that it asks for when it opens was answered."""
-    over: list[str] = []
-
-    def note(request: Request) -> None:
-        if "queue/data" in request.url:
-            over.append(request.url)
-
-    page.on("requestfinished", note)
-    page.on("requestfailed", note)  # the page itself hangs up after the last answer
+    if page not in _EVENTS:
+        _EVENTS[page] = _Events(page)
+    events = _EVENTS[page]
     page.goto(url, wait_until="commit")
-    over.clear()  # those of the page before
+    events.answers = 0  # those of the page before
     deadline = time.monotonic() + PATIENCE
-    while not over:
+    while not events.answers:
         assert time.monotonic() < deadline, f"{url} did not open in time"
         page.wait_for_timeout(20)
-    page.remove_listener("requestfinished", note)
-    page.remove_listener("requestfailed", note)
     return page
+
+
+def settle(page: Page) -> None:
+    """Wait until a page that was `opened` awaits no answer, or follows a run.
+
+    Gradio's page misses the answer to what it asks for in the instant in which its server answers the one before.
+    """
+    deadline = time.monotonic() + 3
+    while page in _EVENTS and not _EVENTS[page].quiet(0.2) and time.monotonic() < deadline:
+        page.wait_for_timeout(20)
 
 
 def drawn_size(image: Locator) -> tuple[int, int] | None:

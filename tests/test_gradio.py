@@ -24,7 +24,8 @@ from async_sessions import (
     StorageError,
     open_store,
 )
-from async_sessions.asgi import COOKIE, SessionCookie
+from async_sessions._gradio.tabs import Tabs
+from async_sessions.asgi import COOKIE, CookieSigner, SessionCookie
 from async_sessions.gradio import GradioSessions, session_info_html
 from async_sessions.testing.clock import FrozenClock
 from tests.faults import FaultyBlobStore, files_below, keys_of
@@ -201,10 +202,61 @@ async def test_generate_uses_what_is_kept_of_an_upload_that_gradio_has_removed(u
         page = await app.open()
         path = uploads("photo.png", rgba_png())
         await page.choose_file(app.start, path)
-        app.sessions._visits.tabs._shown.clear()  # as after a restart
+        app.sessions._visits.tabs = Tabs(app.sessions._visits)  # as after a restart
         path.unlink()
         await page.fire(app.go, "click")
         assert "Done" in page.shows(app.bar)
+
+
+async def test_what_code_has_put_there_is_not_taken_for_what_is_kept(uploads: Any) -> None:
+    app = App(open_store("memory://", cleanup_interval=None), StepPipeline("steps", start=True))
+    async with app.running():
+        page = await app.open()
+        await page.choose_file(app.start, uploads("mine.png", rgba_png(30, 20)))
+        path = uploads("other.png", rgba_png(77, 66))
+        page.values[app.start._id] = {"path": str(path), "orig_name": "other.png"}  # an example, say: no upload
+        path.unlink()
+        with pytest.warns(UserWarning, match="Another image has been put into"):
+            await page.fire(app.go, "click")
+        assert (await app.kept()).jobs == {}
+
+
+async def test_a_value_that_the_app_can_not_show_any_more_takes_nothing_along(tmp_path: Path, uploads: Any) -> None:
+    path = uploads("one.png", rgba_png(30, 20))
+    for component in (gr.Textbox, lambda: gr.Number(precision=0), lambda: gr.Slider(1, 10, precision=0)):
+        sessions = GradioSessions(open_store(tmp_path / "root"), secret=SECRET)
+        with gr.Blocks() as demo:
+            start, level, prompt = gr.Image(), component(), gr.Textbox()
+            sessions.bind(images={"start": start}, state={"level": level, "prompt": prompt})
+            sessions.panel()
+        async with sessions.launch_options()["app_kwargs"]["lifespan"](None):
+            page = await Page(demo, ANN).load()
+            if component is gr.Textbox:
+                await page.choose_file(start, path)
+                await page.enter(level, "high")
+                await page.enter(prompt, "a boat")
+                continue
+            assert (page.shows(start).read_bytes(), page.shows(prompt)) == (path.read_bytes(), "a boat")
+            assert page.shows(level) != "high"
+
+
+async def test_two_apps_on_one_host_keep_their_cookies_apart(blockbuster: BlockBuster) -> None:
+    blockbuster.deactivate()  # Gradio reads files while it mounts
+    held: dict[str, str] = {}
+    for name in ("one", "two"):
+        signer = CookieSigner(SECRET + name, name=name)
+        sessions = GradioSessions(open_store("memory://", cleanup_interval=None), secret=signer)
+        with gr.Blocks() as demo:
+            sessions.bind(images={"start": gr.Image()})
+        parent = fastapi.FastAPI()
+        sessions.mount(parent, demo, path="/app")
+        async with parent.router.lifespan_context(parent):
+            browser = Browser(parent)
+            browser.http.cookies.update(held)
+            await browser.open()
+            held = dict(browser.http.cookies)
+            demo.close(verbose=False)
+    assert held.keys() == {"one", "two"}
 
 
 async def test_a_component_that_holds_files_is_no_state() -> None:
@@ -414,6 +466,7 @@ async def test_a_session_that_expired_under_an_open_page_gets_the_visible_images
         page = await app.open()
         clock.advance(days=2)
         await app.store.cleanup()
+        await page.look_again()
         await page.fire(app.go, "click")
         assert [job.status for job in (await app.kept()).jobs.values()] == ["succeeded"]
         assert "start" in (await app.kept()).images

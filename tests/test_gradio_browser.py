@@ -133,7 +133,7 @@ def test_of_two_quick_uploads_into_one_slot_the_second_wins(
     page = opened(context.new_page(), server.url)
     for first, second, size in [(large, small, (64, 48)), (small, large, (3000, 2000)), (large, small, (64, 48))]:
         upload(page, "start", first)
-        upload(page, "start", second)
+        upload(page, "start", second, at_once=True)
         wait_until(lambda name=second.name: kept(server, context, name))  # type: ignore[misc]
         expect_size(page, "start", size)
         opened(page, server.url)

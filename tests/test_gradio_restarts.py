@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from tests import uploading
 from tests.demo_page import QUICK, choose, expect_size, kept, manifest, upload
 from tests.images import rgba_png
-from tests.servers import PATIENCE, chromium, free_port, opened, serving, wait_until
+from tests.servers import PATIENCE, chromium, free_port, opened, serving, settle, wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -28,6 +28,7 @@ def test_a_page_that_was_open_while_the_server_restarted_goes_on_with_its_images
         wait_until(lambda: kept(server, context, "0.png"))
         for number in (1, 2):
             with page.expect_event("load", timeout=PATIENCE * 1000):  # Gradio's own, once it finds another server there
+                settle(page)
                 server.kill()
                 server.start()
             expect_size(page, "start", (90, 60))

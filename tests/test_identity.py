@@ -380,6 +380,8 @@ async def test_no_forged_event_gets_a_foreign_byte_or_another_answer_than_for_wh
             for index, fn in app.demo.fns.items():
                 if fn.fn is None:
                     continue
+                bob = Browser(parent)  # for what he has stored himself would come back
+                await bob.open()
                 count = len(fn.inputs)
                 tried = random.sample(payloads, len(payloads) // 5)  # what takes a token alone is tried above
                 for number, payload in enumerate(tried):

@@ -186,7 +186,7 @@ async def test_a_run_does_not_take_what_another_tab_has_put_where_its_own_image_
         await other.fire(app.button("Yes, clear all"), "click")
         assert not one.exists()
         await other.choose_file(app.start, two)
-        with pytest.warns(UserWarning, match="Another tab has put another image into"):
+        with pytest.warns(UserWarning, match="Another image has been put into"):
             await page.fire(app.go, "click")
         assert (await app.kept()).jobs == {}
 

@@ -15,6 +15,7 @@ from async_sessions._gradio.html import warn
 from async_sessions._gradio.listeners import QUIET, Payload, put_at_root
 from async_sessions._gradio.payloads import file_of
 from async_sessions._gradio.question import KEEP, UndecidedError, element
+from async_sessions._gradio.values import is_settable
 from async_sessions.errors import (
     AsyncSessionsError,
     ImageRejectedError,
@@ -89,12 +90,16 @@ class Binding:
         updates: dict[Component, Any] = {
             self.images[slot]: path for slot, path in images.items() if fill or path is not None
         }
-        return updates | {self.state[name]: value for name, value in state.items()}
+        return updates | self._settable(state)
+
+    def _settable(self, state: Mapping[str, Any]) -> dict[Component, Any]:
+        """Without what a component of an app that has changed since can't show: it would take all else along."""
+        return {self.state[name]: value for name, value in state.items() if is_settable(self.state[name], value)}
 
     def _bind_image(self, slot: str, image: ImageComponent) -> list[Dependency]:
         async def upload(payload: Payload | None, request: gr.Request) -> Any:
             try:
-                file = await file_of(image, payload)
+                file = await file_of(image, payload, await self._visits.signer())
             except StorageError as error:
                 warn("This image is not kept", error)
                 return gr.skip()
@@ -103,7 +108,8 @@ class Binding:
         async def settle(payload: Payload | None, request: gr.Request) -> Any:
             """Show what is kept in place of a refused upload, or of an older image that was on its way to the page."""
             try:
-                outdated = await self._visits.tabs.is_outdated(request, slot, await file_of(image, payload))
+                file = await file_of(image, payload, await self._visits.signer())
+                outdated = await self._visits.tabs.is_outdated(request, slot, file)
             except AsyncSessionsError:
                 return gr.skip()  # the page says so already
             return await self._kept(request, slot) if outdated else gr.skip()
@@ -171,7 +177,7 @@ class Binding:
                 return gr.skip()
             images, state = await tabs.restored(request, self.images, self.state, news=True)
             shown: dict[Component, Any] = {self.images[slot]: path for slot, path in images.items()}
-            shown |= {self.state[name]: value for name, value in state.items()}
+            shown |= self._settable(state)
             shown[self.question] = await tabs.question(request, revision)
             await tabs.saw_revision(request, revision)
         except AsyncSessionsError as error:

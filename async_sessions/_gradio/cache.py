@@ -103,12 +103,18 @@ async def holds(path: str, record: ImageRecord) -> bool:
     return await anyio.to_thread.run_sync(_holds, Path(path), record.byte_size, record.digest)
 
 
-async def keep_upload(data: bytes, *, folder: str) -> str:
-    """The path of a new file with `data`, as if it was uploaded. `StorageError` as in `copy_of`."""
-    target = Path(folder) / secrets.token_hex(16) / "image.png"
+async def keep_drawing(data: bytes, *, folder: str, key: CookieSigner) -> str:
+    """The path of a file with `data`, one for the same. `StorageError` as in `copy_of`."""
+    digest = (await anyio.to_thread.run_sync(hashlib.sha256, data)).hexdigest()
+    target = _copy_folder(drawing(digest), Path(folder), key) / "image.png"
     with _writing(folder):
         await anyio.to_thread.run_sync(_place, data, target, time.time_ns())
     return str(target)
+
+
+def drawing(digest: str) -> str:
+    """What `forget` knows the file by that `keep_drawing` made of the bytes with this digest."""
+    return f"drawing {digest}"
 
 
 async def remove_uploads(paths: Iterable[str], *, folder: str) -> None:

@@ -20,7 +20,7 @@ from async_sessions._gradio.html import message_html, warn
 from async_sessions._gradio.listeners import QUIET, Payload
 from async_sessions._gradio.payloads import file_of
 from async_sessions._gradio.question import UndecidedError
-from async_sessions._gradio.status import UNDECIDED, status_html
+from async_sessions._gradio.status import UNDECIDED, event_after, status_html
 from async_sessions.errors import (
     AsyncSessionsError,
     CorruptBlobError,
@@ -29,7 +29,7 @@ from async_sessions.errors import (
     StorageError,
     StoreClosedError,
 )
-from async_sessions.jobs import JobEvent, Progress, Succeeded
+from async_sessions.jobs import Progress, Succeeded
 
 if TYPE_CHECKING:
     from gradio.components import Component
@@ -135,7 +135,8 @@ class Generate:
             if (session := await self._visits.session(request) or self._guests.get(page)) is None:
                 # without a cookie the run has a session of its own, which ends when it is not followed any more
                 session = self._guests[page] = await self._visits.store.create_session()
-            files = {slot: await file_of(self._images[slot], payload) for slot, payload in shown.items()}
+            key = await self._visits.signer()
+            files = {slot: await file_of(self._images[slot], payload, key) for slot, payload in shown.items()}
             taken = {slot: file for slot, file in files.items() if file is not None and slot in takes}
             images = await self._visits.tabs.keep_shown(request, session, taken)
             wanted = await session.generation_request(pipeline, slots=(), params=params)
@@ -232,7 +233,7 @@ class Generate:
         last: str | None = None
         while True:
             with anyio.move_on_after(ALIVE_EVERY) as waiting:
-                event = await _event_after(job, last)
+                event = await event_after(job, last)
             if waiting.cancelled_caught:
                 yield None
                 continue
@@ -308,12 +309,3 @@ class Generate:
                 return gr.skip()
         rested: Any = gr.update(interactive=True)
         return rested if self._cancel is None else (rested, gr.update(interactive=False))
-
-
-async def _event_after(job: Job, last: str | None) -> JobEvent | None:
-    events = job.events(last)
-    try:
-        return await anext(events, None)
-    finally:
-        if isinstance(events, AsyncGenerator):
-            await events.aclose()

@@ -16,6 +16,8 @@ from async_sessions.errors import AsyncSessionsError, StorageError, StoreClosedE
 LEAVE_WITHIN: float = 30.0  # seconds that a stopping app waits for what is in flight, beside the jobs that run
 _START_WITHIN = 3.0  # seconds; Gradio gives up on an app that takes more than 5 to start
 
+_HELD = "async_sessions_held"  # of the app's state
+
 _logger = logging.getLogger("async_sessions")
 
 Lifespan: TypeAlias = Callable[[Any], AbstractAsyncContextManager[Any]]
@@ -52,10 +54,14 @@ class Held:
         except Exception as error:
             raise StorageError(f"The store can't be opened: {error}") from error
 
-    async def close(self) -> None:
-        """Leave them and wait for it. From now on `ensure_started` refuses, until `reopen`."""
+    def leave(self) -> None:
+        """Begin to leave them. From now on `ensure_started` refuses, until `reopen`."""
         self._closed = True
         self._leave.set()
+
+    async def close(self) -> None:
+        """`leave`, and wait for it."""
+        self.leave()
         if self._task is not None:
             await asyncio.wait({self._task})
 
@@ -90,6 +96,16 @@ class Held:
             if not opened.done():
                 opened.set_exception(StoreClosedError("The app is stopping."))
             opened.exception()  # seen, so that asyncio doesn't report it as lost
+
+
+def take_over(app: Any, held: Held) -> None:
+    """Where the app has been reloaded, leave what its earlier version holds: GPUs are not there twice."""
+    blocks, all_held = getattr(app.state, _HELD, (None, []))
+    if blocks is not app.blocks:
+        for each in all_held:
+            each.leave()
+        all_held = []
+    setattr(app.state, _HELD, (app.blocks, [*all_held, held]))
 
 
 def composed(held: Held, inner: Lifespan | None, noted: Callable[[Any], None] = lambda app: None) -> Lifespan:

@@ -22,7 +22,7 @@ Payload: TypeAlias = dict[str, Any]  # a file as the browser names it; Gradio ch
 QUIET: Final[Mapping[str, Any]] = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
 
 
-_AT_ONCE: Final = 10_000  # events, of all pages
+_AT_ONCE: Final = 2_000  # events, of all pages; Gradio looks through as many places 100 times a second
 
 
 class Reactions:

@@ -18,6 +18,7 @@ from async_sessions._gradio import cache
 from async_sessions._gradio.html import message_html, sentence, size_of, warn
 from async_sessions._gradio.kept import session_info_html
 from async_sessions._gradio.listeners import QUIET, Payload, tab_in_progress
+from async_sessions._gradio.values import is_settable
 from async_sessions.bundle import MAX_BYTES, restore_bundle
 from async_sessions.errors import (
     AsyncSessionsError,
@@ -187,7 +188,7 @@ class Panel:
                 session,
                 Path(path),
                 takes_slot=self._images.__contains__,
-                takes_value=self._is_settable,
+                takes_value=lambda name, value: is_settable(self._state.get(name), value),
                 replaces=self._visits.tabs.seen(request, session, self._images),
                 max_bytes=max(MAX_BYTES, most + MAX_BYTES // 8),  # with all that a session may keep, and the rest
             )
@@ -196,22 +197,8 @@ class Panel:
             warn("The ZIP is not restored", error)
         finally:
             if isinstance(path, str):
-                await cache.remove_uploads([path], folder=get_upload_folder())
+                await self._visits.remove_uploads([path])
         return await self._show_all(held, recent, request)
-
-    def _is_settable(self, name: str, value: Any) -> bool:
-        """Whether a user could have set it on this page.
-
-        No objects: Gradio takes some for updates of a component and others for files, which it would serve.
-        """
-        component: Any = self._state.get(name)
-        if component is None or not _is_plain(value):
-            return False
-        try:
-            component.postprocess(value)
-        except (TypeError, ValueError, LookupError, AttributeError, gr.Error):
-            return False
-        return True
 
     async def _clear_all(self, request: gr.Request) -> Any:
         try:
@@ -250,12 +237,6 @@ def _choices(labels: Mapping[str, str], chosen: Any) -> Any:
 
 def _named(record: ImageRecord) -> str:
     return f"{record.source_name or 'without a name'} · {record.width} × {record.height}"  # noqa: RUF001 - for people
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float | bool)
 
 
 async def _thumbnails(session: Session, info: SessionInfo) -> dict[str, bytes]:

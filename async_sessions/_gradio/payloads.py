@@ -14,23 +14,24 @@ if TYPE_CHECKING:
     from gradio.components import Component
 
     from async_sessions._gradio.listeners import Payload
+    from async_sessions.asgi import CookieSigner
 
 _PATH_MAX: Final = 4096  # characters; no file has a longer one
 _NAME_MAX: Final = 255
 _URL_MAX: Final = 4 * _PATH_MAX
 
 
-async def file_of(image: Component, payload: Payload | None) -> Payload | None:
+async def file_of(image: Component, payload: Payload | None, key: CookieSigner) -> Payload | None:
     """What the browser says that `image` shows, as one file: of an editor what all its layers make together.
 
-    `StorageError` where that can't be written.
+    `StorageError` where that can't be written. `key` makes its path one that can't be guessed.
     """
     if payload is None or "path" in payload:
         return payload
     blobs = image.blob_storage.pop(str(payload.get("id")), None) if isinstance(image, gr.ImageEditor) else None
     if blobs is not None:  # as an app gets it that listens to each stroke: not as files
         data = blobs.composite or blobs.background
-        return None if data is None else {"path": await cache.keep_upload(data, folder=get_upload_folder())}
+        return None if data is None else {"path": await cache.keep_drawing(data, folder=get_upload_folder(), key=key)}
     return payload.get("composite") or payload.get("background")
 
 

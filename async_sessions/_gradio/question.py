@@ -89,10 +89,10 @@ class UnseenError(RevisionConflictError):
 
 
 class GoneError(RevisionConflictError):
-    """What the page shows is not kept any more, and its slot holds something else."""
+    """What the page shows is not kept and its file is gone; its slot holds something else."""
 
     def __init__(self, slot: str) -> None:
-        super().__init__(f"Another tab has put another image into {slot!r}. Reload the page to see it.")
+        super().__init__(f"Another image has been put into {slot!r} than is shown here. Reload the page to see it.")
 
 
 def element() -> gr.HTML:

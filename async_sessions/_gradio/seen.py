@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from async_sessions._gradio.question import Conflict
 
 _SESSIONS: Final = 2048
-_NAMES: Final = 256  # slots and values on the open pages of one session
+_NAMES: Final = 1024  # slots and values on the open pages of one session
 _CONFLICTS: Final = 1024
 _ACTS: Final = 8192  # slots and values that a user has just touched
 _PAGE_CHARACTERS: Final = 64  # Gradio's have a dozen

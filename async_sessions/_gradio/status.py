@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,7 @@ from async_sessions._gradio.html import bar_html, box_html, message_html
 from async_sessions.jobs import Cancelled, Failed, Progress, Queued, Started, Succeeded
 
 if TYPE_CHECKING:
+    from async_sessions.dispatch.base import Job
     from async_sessions.jobs import JobEvent
 
 ELSEWHERE: Final = "Another server has this run; if it has stopped, the run goes on here within half a minute"
@@ -87,3 +89,13 @@ def _left(event: Queued | Progress, now: datetime, suffix: str = "") -> str:
         return ""
     rounded = seconds if seconds < 10 else 5 * math.ceil(seconds / 5)
     return f", about {in_words(math.ceil(rounded))}{suffix}"
+
+
+async def event_after(job: Job, last: str | None) -> JobEvent | None:
+    """The first event after that of the id `last`, of all where that is `None`; `None` where no more will come."""
+    events = job.events(last)
+    try:
+        return await anext(events, None)
+    finally:
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()

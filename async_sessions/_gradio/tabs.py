@@ -173,10 +173,12 @@ class Tabs:
         return held is None or held.blob != blob
 
     async def unseen_revision(self, request: gr.Request) -> str | None:
-        """The session's revision (`EMPTY` where it is over), unless the page `saw_revision`. It counts as use."""
+        """The session's revision (`EMPTY` where it was cleared), unless the page `saw_revision`. It counts as use."""
         if (session := await self._visits.session(request)) is None:
             return None
         found = await self._visits.found(request)
+        if found is None and session.key not in self._visits.cleared:
+            return None  # it has expired: what the page shows can be stored again
         revision = EMPTY if found is None else found[1].revision
         if self._seen.seen(request, session.key, _REVISION) == revision:
             if found is not None:
@@ -227,8 +229,8 @@ class Tabs:
                 except StorageError as error:
                     if held is None or not isinstance(error.__cause__, FileNotFoundError):
                         raise
-                    # an upload that Gradio has removed since it was stored; the slot still holds it
-                    if seen not in (None, held.digest):
+                    # after a restart: most likely an upload that Gradio has removed since the slot holds it
+                    if seen is not None:
                         raise GoneError(slot) from error
             self._seen.answered(request, session.key, slot)
             self._seen.saw(request, session.key, slot, held.digest)

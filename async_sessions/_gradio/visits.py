@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from async_sessions import _keys
 from async_sessions._gradio import cache
 from async_sessions._gradio.identity import Tokens, gradio_user
-from async_sessions._gradio.lifespan import Held
+from async_sessions._gradio.lifespan import Held, take_over
 from async_sessions._gradio.listeners import make_room
 from async_sessions._gradio.seen import page_of
 from async_sessions._gradio.tabs import Tabs
@@ -65,6 +65,7 @@ class Visits:
         self._embedded = embedded
         self._merge_at_login = merge_at_login
         self._merges: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()  # by session key; one at a time
+        self.cleared: LRUCache[str, bool] = LRUCache(_REMEMBERED)  # keys of sessions that their users have ended
         self._left: LRUCache[tuple[str, str], Merged] = LRUCache(_REMEMBERED)  # as the log tells, once
         self.held = Held([store] if dispatcher is None else [store, dispatcher])
         self._signer = signer
@@ -118,6 +119,7 @@ class Visits:
         blocks = getattr(app, "blocks", None)
         if blocks is not None:
             make_room(blocks)
+            take_over(app, self.held)
         if getattr(blocks, "ssr_mode", False):
             _logger.warning(
                 "With ssr_mode Gradio writes a browser's cookies into its page: scripts on the page can read them."
@@ -158,9 +160,13 @@ class Visits:
         if session is not None and request.username and self._merge_at_login:
             await self._take_along(request, session)
         try:
-            return None if session is None else (session, await session.info())
+            if session is None:
+                return None
+            info = await session.info()
         except SessionNotFoundError:
             return None
+        self.cleared.pop(session.key, None)
+        return session, info
 
     async def images_of(self, request: gr.Request) -> Mapping[str, ImageRecord]:
         """The images of the request's session, by slot."""
@@ -185,14 +191,27 @@ class Visits:
             if self._dispatcher is not None and job.unfinished:
                 with suppress(JobNotFoundError):
                     await (await self._dispatcher.job(session, job.id)).cancel()
+        self.cleared[session.key] = True
         await session.delete()
-        await cache.remove_uploads(self.tabs.forget(session.key), folder=get_upload_folder())
-        await cache.forget(_blobs(info), folder=get_upload_folder(), key=await self.signer())
+        await self.remove_uploads(self.tabs.forget(session.key))
+        await cache.forget(_copied(info), folder=get_upload_folder(), key=await self.signer())
+
+    async def remove_uploads(self, paths: Iterable[str]) -> None:
+        """Remove files that were uploaded, with what was hidden in them; none that the app itself shows to everybody.
+
+        A path is whatever a browser says.
+        """
+        if (blocks := getattr(self.app, "blocks", None)) is not None:
+            everybodys = {path for block in blocks.blocks.values() for path in getattr(block, "keep_in_cache", ())}
+            uploads = [path for path in paths if path in blocks.upload_file_set and path not in everybodys]
+            await cache.remove_uploads(uploads, folder=get_upload_folder())
 
 
-def _blobs(info: SessionInfo) -> Iterable[str]:
-    yield from (record.blob for record in info.images.values())
-    yield from (recent.record.blob for recent in info.recent)
+def _copied(info: SessionInfo) -> Iterable[str]:
+    """What Gradio's cache may have copies of."""
+    images = [*info.images.values(), *(recent.record for recent in info.recent)]
     for job in info.jobs.values():
-        yield from (record.blob for record in job.inputs.values())
+        images += job.inputs.values()
         yield from (record.blob for record in job.outputs.values())
+    for record in images:
+        yield from (record.blob, cache.drawing(record.digest))
