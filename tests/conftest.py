@@ -51,9 +51,10 @@ def blockbuster() -> Iterator[BlockBuster]:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Three browsers at once, and no more: their processes share the cores with all others.
 
-    Coverage is measured on one loop: it doubles the time.
+    Coverage is measured on one loop, and not by what takes long anyway: it doubles the time.
     """
-    if getattr(item, "callspec", None) and "uvloop" in item.callspec.id.split("-"):  # type: ignore[attr-defined]
+    on_uvloop = getattr(item, "callspec", None) and "uvloop" in item.callspec.id.split("-")  # type: ignore[attr-defined]
+    if on_uvloop or item.get_closest_marker("slow"):
         item.add_marker(pytest.mark.no_cover)
     if item.get_closest_marker("browser") and item.get_closest_marker("xdist_group") is None:
         item.add_marker(pytest.mark.xdist_group(f"browser {BROWSER_LOTS.get(item.path.stem, 'pages')}"))
