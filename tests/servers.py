@@ -17,7 +17,7 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Locator, Page, Request, expect, sync_playwright
 
 START_WITHIN = 60  # seconds
 PATIENCE = 60  # seconds that a test waits for what a page shows: tests share the cores
@@ -172,19 +172,24 @@ def opened(page: Page, url: str) -> Page:
     return page
 
 
-def settle(page: Page) -> None:
-    """Wait until a page that was `opened` awaits no answer, or follows a run.
+def settle(page: Page, seconds: float = 3) -> None:
+    """Wait until a page that was `opened` awaits no answer; not for ever, since it may follow a run.
 
     Gradio's page misses the answer to what it asks for in the instant in which its server answers the one before.
     """
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + seconds
     while page in _EVENTS and not _EVENTS[page].quiet(0.2) and time.monotonic() < deadline:
         page.wait_for_timeout(20)
 
 
 def drawn_size(image: Locator) -> tuple[int, int] | None:
     """Width and height of an image as the browser draws it; None where it can not, as when another replaces it."""
-    size = image.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight], () => null)")
+    try:
+        size = image.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight], () => null)")
+    except Error as error:
+        if "context was destroyed" not in str(error):
+            raise
+        return None  # the page is loaded anew
     return size and (size[0], size[1])
 
 

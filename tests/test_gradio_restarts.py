@@ -27,7 +27,7 @@ def test_a_page_that_was_open_while_the_server_restarted_goes_on_with_its_images
         upload(page, "start", tmp_path / "0.png")
         wait_until(lambda: kept(server, context, "0.png"))
         for number, noticed in ((1, False), (2, True)):
-            settle(page)
+            settle(page, PATIENCE)
             server.kill()
             if noticed:
                 page.fill("#prompt textarea", "nobody hears that")
