@@ -17,7 +17,7 @@ demo: .venv/demo  ## serve the demo page on http://127.0.0.1:7860 (PORT=... for 
 	$(BIN)/async-sessions demo --port $(PORT)
 
 test: .venv/dev  ## run the tests; browser tests are skipped where there is no Chromium
-	$(BIN)/python -m pytest -n 4 --dist loadgroup --cov --cov-report=term:skip-covered --cov-fail-under=93
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 --dist loadgroup --cov --cov-report=term:skip-covered --cov-fail-under=93
 
 pillow: .venv/dev .venv-pillow13/test  ## the image tests on Pillow 13, and Pillow's own test images on 12 and 13
 	$(BIN13)/python -m pytest -n 4 --dist loadgroup $(IMAGE_TESTS)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.cases import Opened
     from tests.benchmarks.designs import Source
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # other tests measure it, at two thirds of the time
 
 SIZE = 96, 64
 

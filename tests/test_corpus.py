@@ -14,7 +14,7 @@ from async_sessions import ImageRejectedError, Session, open_store
 from tests import bounds, corpus
 from tests.images import payload, shown
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.no_cover]  # other tests measure it, at two thirds of the time
 
 
 @pytest.fixture(scope="module")
