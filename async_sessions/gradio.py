@@ -248,7 +248,7 @@ class GradioSessions:
     def mount(self, app: fastapi.FastAPI, demo: gr.Blocks, path: str = "/", **options: Any) -> fastapi.FastAPI:
         """`gr.mount_gradio_app` with sessions.
 
-        uvicorn ends the pages that follow a run before it stops the app: give it a `timeout_graceful_shutdown`.
+        uvicorn waits for pages that follow a run before it stops the app: give it a `timeout_graceful_shutdown`.
         """
         gr.mount_gradio_app(app, demo, path=path, **self.launch_options(**options))
         demo.has_launched = True  # else Gradio accepts a path that no upload made, for example /etc/passwd

@@ -11,6 +11,8 @@ import httpx
 from starlette.routing import Mount
 
 if TYPE_CHECKING:
+    import gradio as gr
+
     from tests.pages import App
 
 
@@ -54,8 +56,8 @@ async def mounted(app: App, **options: Any) -> AsyncIterator[fastapi.FastAPI]:
         app.demo.close(verbose=False)
 
 
-def index_of(app: App, component: Any, event: str) -> int:
-    found: int = next(i for i, fn in app.demo.fns.items() if (component._id, event) in fn.targets and fn.fn is not None)
+def index_of(demo: gr.Blocks, component: Any, event: str) -> int:
+    found: int = next(i for i, fn in demo.fns.items() if (component._id, event) in fn.targets and fn.fn is not None)
     return found
 
 

@@ -71,14 +71,14 @@ async def test_what_is_anothers_is_answered_as_what_is_not_there(tmp_path: Path,
         ann = stranger()
         for name, width in (("one.png", 90), ("two.png", 91)):
             path = await ann.upload(name, rgba_png(width, 60))
-            assert '"success":true' in await ann.fire(index_of(app, app.start, "upload"), [file_data(path)])
+            assert '"success":true' in await ann.fire(index_of(app.demo, app.start, "upload"), [file_data(path)])
         session = app.store.session("stranger 0")
         request = await session.generation_request("steps", slots=["start"])
         assert app.dispatcher is not None
         over = await app.dispatcher.submit(request)
         await over.result()
         page = {"session_hash": "page-of-ann"}
-        await ann.fire(index_of(app, app.go, "click"), ["steps", "", None, None], **page)
+        await ann.fire(index_of(app.demo, app.go, "click"), ["steps", "", None, None], **page)
         before = await session.info()
         (recent,) = before.recent
         pairs: list[tuple[Any, Any]] = [

@@ -731,7 +731,7 @@ async def test_nobody_waits_for_the_run_of_another_whatever_limit_the_app_sets(
 
         async def generate(browser: Browser) -> None:
             await browser.open()
-            await browser.fire(index_of(app, app.go, "click"), ["steps", "", None, None])
+            await browser.fire(index_of(app.demo, app.go, "click"), ["steps", "", None, None])
             seen.append(await browser.fire(follow, []))
 
         def followed() -> int:
@@ -746,7 +746,7 @@ async def test_nobody_waits_for_the_run_of_another_whatever_limit_the_app_sets(
                 late = Browser(parent)
                 await late.open()
                 path = await late.upload("photo.png", rgba_png(90, 60))
-                assert '"success":true' in await late.fire(index_of(app, app.start, "upload"), [file_data(path)])
+                assert '"success":true' in await late.fire(index_of(app.demo, app.start, "upload"), [file_data(path)])
                 for browser in browsers:
-                    await browser.fire(index_of(app, app.cancel, "click"), [])
+                    await browser.fire(index_of(app.demo, app.cancel, "click"), [])
         assert ["Cancelled" in each for each in seen] == [True] * len(browsers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import fastapi
 import gradio as gr
@@ -15,7 +15,7 @@ from async_sessions import StoreClosedError, open_store
 from async_sessions.dispatch import LocalDispatcher
 from async_sessions.gradio import GradioSessions
 from tests.images import rgba_png
-from tests.over_http import Browser, file_data
+from tests.over_http import Browser, file_data, index_of
 from tests.pages import ANN, SECRET, Page
 from tests.steps import StepPipeline
 
@@ -31,11 +31,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 def anyio_backend() -> str:
     """One loop: the servers that the browser tests start have the other one."""
     return "asyncio"
-
-
-def index_of(demo: gr.Blocks, component: Any, event: str) -> int:
-    found: int = next(i for i, fn in demo.fns.items() if (component._id, event) in fn.targets and fn.fn is not None)
-    return found
 
 
 def labelled(demo: gr.Blocks, kind: type[T], label: str) -> T:

@@ -285,7 +285,7 @@ async def test_under_tls_a_page_has_a_session_of_its_own_and_a_planted_cookie_is
         await browser.open()
         host = f"__Host-{COOKIE}"
         assert set(browser.http.cookies) == {COOKIE, host}
-        upload = index_of(app, app.start, "upload")
+        upload = index_of(app.demo, app.start, "upload")
         path = await browser.upload("photo.png", rgba_png(90, 60))
         assert '"success":true' in await browser.fire(upload, [file_data(path)])
         signer = CookieSigner(SECRET)
@@ -332,7 +332,7 @@ async def test_the_images_of_who_logged_in_with_gradio_are_theirs_over_http_too(
         for browser in (carol, dave):
             await browser.open()
         path = await carol.upload("photo.png", rgba_png(90, 60))
-        assert '"success":true' in await carol.fire(index_of(app, app.start, "upload"), [file_data(path)])
+        assert '"success":true' in await carol.fire(index_of(app.demo, app.start, "upload"), [file_data(path)])
         assert await app.store.session_of("carol").has_image("start")
         for url in ("images/start", "http://test/own-images/start", "images/start/thumbnail"):
             assert (await carol.http.get(url)).status_code == 200
@@ -352,10 +352,10 @@ async def test_no_forged_event_gets_a_foreign_byte_or_another_answer_than_for_wh
         ann, bob = Browser(parent), Browser(parent)
         await ann.open()
         await bob.open()
-        upload = index_of(app, app.start, "upload")
+        upload = index_of(app.demo, app.start, "upload")
         path = await ann.upload("a-private-name.png", rgba_png(90, 60))
         assert '"success":true' in await ann.fire(upload, [file_data(path), None])
-        state = index_of(app, app.prompt, "change")
+        state = index_of(app.demo, app.prompt, "change")
         await ann.fire(state, ["a private prompt", None])
         session_id = CookieSigner(SECRET).session_id(dict(ann.http.cookies))
         assert session_id is not None

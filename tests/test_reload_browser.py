@@ -18,10 +18,19 @@ import gradio as gr
 
 from async_sessions.gradio import GradioSessions
 
+
+class Model:  # stands where a dispatcher with its models does
+    async def __aenter__(self):
+        print("Before is held", flush=True)
+
+    async def __aexit__(self, *error):
+        print("Before is left", flush=True)
+
+
 with gr.Blocks(title="App") as demo:
     gr.Markdown("# Before")
     photo = gr.Image(elem_id="photo")
-    sessions = GradioSessions({root!r}).bind(images={{"photo": photo}})
+    sessions = GradioSessions({root!r}, dispatcher=Model()).bind(images={{"photo": photo}})
     sessions.panel()
 
 if __name__ == "__main__":
@@ -48,9 +57,12 @@ def test_what_is_kept_stays_while_the_app_is_written(
         expect(page.get_by_role("heading", name="After")).to_be_visible()  # nobody reloads it
         opened(page, server.url)
         expect_size(page, "photo", (90, 60))
+        wait_until(lambda: "Before is left" in server.log.read_text())
+        assert "After is left" not in server.log.read_text()
         upload(page, "photo", tmp_path / "other.png")
         wait_until(lambda: kept(server, context, "other.png"))
         opened(page, server.url)
         expect_size(page, "photo", (60, 90))
         assert tracebacks(server.log.read_text()) == []
         assert server.stop() == 0
+        assert "After is left" in server.log.read_text()
