@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 7860
+# Whatever the environment says: the tests start hundreds of processes, and each would compile all there is.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Gradio asks for Pillow below 13, so the other line has an environment of its own.
 BIN13 := .venv-pillow13/bin

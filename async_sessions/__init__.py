@@ -5,9 +5,10 @@
         await session.store_image(image, "start")
         image = await session.retrieve_image("start")
 
-Optional parts have an import path of their own: `async_sessions.gradio`, `async_sessions.asgi`,
-`async_sessions.bundle`, `async_sessions.dispatch`, `async_sessions.pipelines.preview`, `async_sessions.pipelines.wan`,
-`async_sessions.renditions`, `async_sessions.testing`.
+Other parts have an import path of their own: `async_sessions.gradio`, `async_sessions.asgi`, `async_sessions.bundle`,
+`async_sessions.dispatch`, `async_sessions.jobs`, `async_sessions.pipelines.preview`, `async_sessions.pipelines.wan`,
+`async_sessions.renditions`, `async_sessions.testing`. Most of the names below are those of `async_sessions.blobs`,
+`async_sessions.errors` and `async_sessions.records`.
 """
 
 from async_sessions._draft import Draft

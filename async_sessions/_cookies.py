@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Headers: TypeAlias = Iterable[tuple[bytes, bytes]]
-SignerSource: TypeAlias = "Callable[[], Awaitable[CookieSigner]]"
+SignerSource: TypeAlias = "CookieSigner | Callable[[], Awaitable[CookieSigner]]"
 
 COOKIE: Final = "async_sessions"
 MAX_AGE: Final = 30 * 24 * 3600  # seconds; every visit of a page counts anew
@@ -88,6 +88,11 @@ def _unsigned(signer: Signer, value: object) -> str | None:
         return signer.unsign(value).decode() or None
     except (BadSignature, UnicodeError):
         return None
+
+
+async def signer_of(source: SignerSource) -> CookieSigner:
+    """The signer itself, or what the function returns that may have to read it first."""
+    return source if isinstance(source, CookieSigner) else await source()
 
 
 async def stored_signer(blobs: BlobStore) -> CookieSigner:

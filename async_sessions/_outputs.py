@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from async_sessions.errors import OutOfMemoryError
 from async_sessions.records import JobError
 
 if TYPE_CHECKING:
@@ -81,5 +82,7 @@ def _words(error: BaseException) -> str:
 
 
 def out_of_device_memory(error: BaseException) -> bool:
-    """Whether torch, or its like, says so. It is known by its name: there may be no torch."""
-    return any(each.__name__ == "OutOfMemoryError" for each in type(error).__mro__)
+    """Whether torch, or its like, says so. It is known by its name: there may be no torch. Not this package's own."""
+    return not isinstance(error, OutOfMemoryError) and any(
+        each.__name__ == "OutOfMemoryError" for each in type(error).__mro__
+    )

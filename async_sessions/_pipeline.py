@@ -100,11 +100,12 @@ class CancelFlag:
     """Set on the loop by whoever wants a job to stop, read in its device's thread. Belongs to one loop.
 
     `reason` is why: it is not wanted, it took too long, its process is about to end, or another job is due before it.
-    The user's wish is the last word.
+    The user's wish is the last word. `in_pipeline` is whether its pipeline's code runs: only that can heed this then.
     """
 
     def __init__(self) -> None:
         self.reason: StopReason | None = None
+        self.in_pipeline = False
         self._event: anyio.Event | None = None
 
     def set(self, reason: StopReason = "cancelled") -> None:

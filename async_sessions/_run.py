@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -160,9 +161,11 @@ class Run:
         if again or entry.pipeline in lane.lost:
             async with self._turn(lane):
                 if again or entry.pipeline in lane.lost:  # else another job had it loaded meanwhile
-                    await lane.reload(entry.pipeline)
+                    with self._in_pipeline():
+                        await lane.reload(entry.pipeline)
         _check_loaded(entry.pipeline, lane)
         inputs = {role: await session.read_record(record) for role, record in entry.inputs.items()}
+        self._stop_if_asked()
         prepared: list[Any] = []
         produced: dict[str, Output] = {}
 
@@ -170,7 +173,8 @@ class Run:
             prepared.append(pipeline.prepare(inputs, entry.params))
 
         try:
-            check(await run_in_worker(prepare))
+            with self._in_pipeline():
+                check(await run_in_worker(prepare))
             async with AsyncExitStack() as stack:
                 async with self._turn(lane):
                     _check_loaded(entry.pipeline, lane)  # another job's reload may have failed since
@@ -179,7 +183,8 @@ class Run:
                         produced.update(pipeline.generate(prepared.pop(), entry.params, context))
 
                     async with self._followed(session, pipeline, lane) as context:
-                        raised = await lane.run(generate, stop=partial(self.flag.set, "drained"))
+                        with self._in_pipeline():
+                            raised = await lane.run(generate, stop=partial(self.flag.set, "drained"))
                     self._judge(raised, entry)
                     # while these outputs are stored the device runs the next job, but not one more
                     await stack.enter_async_context(lane.storing)
@@ -196,6 +201,14 @@ class Run:
         if raised is not None and out_of_device_memory(raised) and entry.retry != "out_of_memory":
             raise OutOfDeviceMemoryError from raised
         check(raised)
+
+    @contextmanager
+    def _in_pipeline(self) -> Iterator[None]:
+        self.flag.in_pipeline = True
+        try:
+            yield
+        finally:
+            self.flag.in_pipeline = False
 
     @asynccontextmanager
     async def _turn(self, lane: Lane) -> AsyncIterator[None]:
@@ -226,11 +239,11 @@ class Run:
     async def _followed(self, session: Session, pipeline: Pipeline, lane: Lane) -> AsyncIterator[JobContext]:
         """The time in which the device works for this job: its reports are told, and it is looked after."""
         attempt = self._attempt or 0
-        pace = Pace()
+        pace, loop = Pace(), asyncio.get_running_loop()  # whose time it is: `progress` is called in no task
 
         def progress(report: Report) -> None:
             step, total, note, preview = report
-            now, eta = self._store.clock(), pace.remaining(step, total, anyio.current_time())
+            now, eta = self._store.clock(), pace.remaining(step, total, loop.time())
             self._tell(
                 Progress(id=self._next_id(), at=now, step=step, total=total, note=note, preview=preview, eta=eta)
             )

@@ -30,6 +30,7 @@ from async_sessions._cookies import (
     attributes,
     comes_from_elsewhere,
     cookies_of,
+    signer_of,
     stored_signer,
     without,
 )
@@ -78,7 +79,8 @@ class SessionCookie:
     """Pure ASGI middleware: gives every browser that opens a page a signed session id, and renews it at each visit.
 
     Only the answer to a page (and to Gradio's `/config`) sets it, so that a page's parallel first requests can't
-    mint several ids. `signer` is asked for once it is needed; while it fails with a `StorageError`, the app is served
+    mint several ids. `signer` is a `CookieSigner`, or an async function that returns one and is called when it is
+    needed, such as `partial(stored_signer, store.blobs)`; while that fails with a `StorageError`, the app is served
     without cookies. Where the request came through TLS (`scheme`, in which a server that trusts its proxy has put what
     that said), or where `secure` says that they all do, the cookie is Secure and its name begins with `__Host-`: one
     without is nobody's then, since anybody on the network could have planted it.
@@ -122,7 +124,7 @@ class SessionCookie:
         signer = None
         try:
             with anyio.move_on_after(_SIGNER_WITHIN):  # a page without a cookie rather than no page
-                signer = await self._signer()
+                signer = await signer_of(self._signer)
         except StorageError:
             _logger.warning("no session cookie: the signing secret can't be read", exc_info=True)
         return signer
@@ -190,7 +192,7 @@ class _SessionFiles:
         if self._signer is None:
             return None
         secure = True if scope.get("scheme") == "https" else None  # None: a proxy may not say so
-        session_id = (await self._signer()).session_id(cookies_of(scope["headers"]), secure=secure)
+        session_id = (await signer_of(self._signer)).session_id(cookies_of(scope["headers"]), secure=secure)
         return None if session_id is None else self._store.session(session_id)
 
 
@@ -198,15 +200,16 @@ class SessionImages(_SessionFiles):
     """Pure ASGI app: `/start` is the image in the slot "start", `/start/thumbnail` its thumbnail (WebP).
 
     Mount it where you like, in Starlette, FastAPI or Gradio's `app_kwargs={"routes": [Mount("/images", app)]}`. The
-    session is that of the user whom `identity` finds in the request, as in `SessionStore.session_for`:
+    session is that of the user whom `identity` finds, your function from the ASGI scope to the user's name or `None`,
+    async or not, as in `SessionStore.session_for`:
 
         SessionImages(store, identity=lambda scope: scope["session"].get("user"))  # Starlette's SessionMiddleware
 
     and where it finds none, or is not given, the one that the cookie of `SessionCookie` names, read with the same
-    `signer`. Reading counts as use, and creates no session. Whatever is not in it, and whoever has no session, gets the
-    same 404. Answers carry an ETag (so a browser that has the image gets a 304), serve ranges, and may be kept by the
-    browser but by no shared cache. The file is sent as it is stored: turned as its EXIF says, which browsers do for
-    JPEG and PNG.
+    `signer`, a `CookieSigner` or an async function that returns one. Reading counts as use, and creates no session.
+    Whatever is not in it, and whoever has no session, gets the same 404. Answers carry an ETag (so a browser that has
+    the image gets a 304), serve ranges, and may be kept by the browser but by no shared cache. The file is sent as it
+    is stored: turned as its EXIF says, which browsers do for JPEG and PNG.
     """
 
     async def _file(self, session: Session, path: Sequence[str]) -> File | None:
@@ -224,7 +227,8 @@ class SessionImages(_SessionFiles):
 class SessionOutputs(_SessionFiles):
     """Pure ASGI app: `/<job id>/outputs/video` is the output "video" of one of the session's jobs. Mount it at `/jobs`.
 
-    Whose session, and what the answers are: see `SessionImages`. So a browser can seek in a video.
+    Whose session (`signer`, `identity`), and what the answers are: see `SessionImages`. So a browser can seek in a
+    video.
     """
 
     async def _file(self, session: Session, path: Sequence[str]) -> File | None:

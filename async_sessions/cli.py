@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import importlib.metadata
 import importlib.util
 import socket
 from pathlib import Path
@@ -17,7 +18,7 @@ from async_sessions._cli import jobs
 from async_sessions._cli.care import cleanup, verify
 from async_sessions._cli.carry import export_, import_
 from async_sessions._cli.look import ls, show, stats
-from async_sessions._cli.options import parse_period, period
+from async_sessions._cli.options import DEFAULT_ROOT, parse_period, period
 from async_sessions._cli.terminal import fail
 from async_sessions.errors import ModelError, StorageError
 from async_sessions.pipelines._folder import expect_model, model_in
@@ -34,8 +35,18 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"async-sessions {importlib.metadata.version('async-sessions')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Durable image sessions and jobs for Gradio apps."""
 
 
@@ -43,12 +54,22 @@ def _root() -> None:
 def demo(
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to serve on.", min=1, max=65535)] = 7860,
-    root: Annotated[Path, typer.Option(help="Folder that holds the sessions; created if missing.")] = Path(
-        "~/sessions"
-    ),
-    ttl: Annotated[str | None, typer.Option(help="How long an unused session is kept: 90s, 30m, 24h, 7d.")] = None,
+    root: Annotated[
+        str,
+        typer.Option(
+            envvar="ASYNC_SESSIONS_ROOT",
+            help="The store's folder, created if missing; memory:// keeps all only until the demo ends.",
+        ),
+    ] = DEFAULT_ROOT,
+    ttl: Annotated[
+        str | None,
+        typer.Option(envvar="ASYNC_SESSIONS_TTL", help="How long an unused session is kept: 90s, 30m, 24h, 7d."),
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="JSON with max_age_hours, cleanup_interval_minutes, enable_cleanup_thread.")
+        Path | None,
+        typer.Option(
+            help="JSON with max_age_hours, which --ttl overrides, cleanup_interval_minutes, enable_cleanup_thread."
+        ),
     ] = None,
     wan: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of a Wan2.2 model for diffusers; without it, a preview.")
@@ -56,7 +77,9 @@ def demo(
     model: Annotated[
         str | None, typer.Option(help=f"What --wan holds: {', '.join(MODELS)}. Found out if left.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where it runs, such as cuda:1; a GPU if there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device for --wan, such as cuda:1; by default a GPU if there is one.")
+    ] = None,
     offload: Annotated[
         str, typer.Option(help="What waits in the machine's memory: none, model or sequential.")
     ] = "none",
@@ -67,7 +90,7 @@ def demo(
         options["ttl"] = parse_period(ttl)
     try:
         store = open_store(root, **options)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # no such backend, no such home
         fail(str(error))
     if wan is None and (model, device, offload) != (None, None, "none"):
         fail("--model, --device and --offload are about the model of --wan DIR; name its folder.")
@@ -93,7 +116,7 @@ class _OldSession(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The options of `SessionStore` that the threaded version's `config["session"]` stands for."""
+    """The options of `SessionStore` that the threaded design's `config["session"]` stands for."""
     try:
         found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         old = msgspec.convert(found.get("session", found), _OldSession)
@@ -102,7 +125,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         fail(f"{path} can't be read: {error.strerror}.")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        fail(f"{path} is not a config of the threaded version: {error}.")
+        fail(f"{path} is not a config of the threaded design: {error}.")
     interval = period(minutes=old.cleanup_interval_minutes)
     return {
         "ttl": period(hours=old.max_age_hours),

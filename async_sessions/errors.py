@@ -26,7 +26,7 @@ class AsyncSessionsError(Exception):
 
 
 class InvalidKeyError(AsyncSessionsError, ValueError):
-    """A slot name or a storage key is not well formed."""
+    """A slot name or a storage key is not well formed, or is not one of the store's slots."""
 
 
 class StoreClosedError(AsyncSessionsError, RuntimeError):
@@ -42,7 +42,7 @@ class SlotEmptyError(AsyncSessionsError, LookupError):
 
 
 class QuotaExceededError(AsyncSessionsError):
-    """The session would outgrow one of its limits."""
+    """The session, or the store, would outgrow one of its limits."""
 
 
 class RevisionConflictError(AsyncSessionsError):
@@ -97,7 +97,7 @@ class BundleError(AsyncSessionsError, ValueError):
 
 
 class DispatchError(AsyncSessionsError):
-    """The root of what submitting and following jobs can raise."""
+    """The root of the errors that are about jobs."""
 
 
 class UnknownPipelineError(DispatchError, LookupError):

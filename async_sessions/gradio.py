@@ -38,6 +38,7 @@ from async_sessions.store import SessionStore, open_store
 if TYPE_CHECKING:
     import fastapi
     from gradio.components import Component
+    from gradio.events import Dependency
     from PIL import Image
 
     from async_sessions.dispatch.base import Dispatcher
@@ -87,6 +88,7 @@ class GradioSessions:
         )
         self._bindings: OnPages[list[Binding]] = OnPages(list)
         self._changed = Reactions()
+        self._looked = Reactions()
         self._cleared = Reactions()
         self._submitted = Reactions()
         self._retried = Reactions()
@@ -110,6 +112,7 @@ class GradioSessions:
 
     async def signer(self) -> CookieSigner:
         """What signs the cookies, for routes of your own: `(await sessions.signer()).session_id(request.cookies)`."""
+        await self._visits.held.ensure_started()
         return await self._visits.signer()
 
     def token(self) -> gr.BrowserState:
@@ -120,7 +123,7 @@ class GradioSessions:
 
     def images_app(self) -> SessionImages:
         """The images of whoever asks, over HTTP: `Mount("/images", sessions.images_app())`. Knows Gradio's logins."""
-        return SessionImages(self.store, signer=self._visits.signer, identity=self._visits.user_of)
+        return SessionImages(self.store, signer=self.signer, identity=self._visits.user_of)
 
     @carrying
     def bind(
@@ -134,7 +137,8 @@ class GradioSessions:
         Call it once on each page, in the Blocks, when the components exist; they keep their own listeners and `type`.
         The pages that `demo.route` adds share the session: bind the same names to components of theirs. Images are
         stored as uploaded, of an editor all layers together, when an image is chosen and when its changes are applied;
-        values as the browser sends them. What code sets or a webcam takes is stored when `bind_generate` uses it.
+        values as the browser sends them. What code sets or a webcam takes is stored when `bind_generate` uses it, and
+        what code sets with `keep_after`, too.
 
         What one tab changes another shows when it is looked at again. An upload over an image that its page has not
         shown asks the user which of the two to keep. `InvalidKeyError` for a slot that the store does not have.
@@ -146,6 +150,18 @@ class GradioSessions:
         self._bindings.of(page).append(binding)
         for event in binding.listen(page):
             self._changed.on(event)
+        self._looked.on(binding.looked)
+        return self
+
+    @carrying
+    def keep_after(self, event: Dependency) -> Self:
+        """Keep what an event of yours puts into the bound images, as an upload is kept. After `bind`.
+
+        For what code makes, and for `gr.Examples`: `sessions.keep_after(examples.load_input_event)`. An image that the
+        event takes away is still kept. `ValueError` if no bound image is among the event's outputs.
+        """
+        for kept in self._bound(page_in_progress("keep_after")).keep_after(event):
+            self._changed.on(kept)
         return self
 
     @carrying
@@ -177,6 +193,7 @@ class GradioSessions:
         self._retried.on(queue.retried)
         self._submitted.on(queue.retried)
         self._submitted.react(queue.follow_after)
+        self._looked.react(queue.follow_after)
         self._cleared.react(queue.empty_after)
         return queue.list
 
@@ -217,6 +234,7 @@ class GradioSessions:
             self._visits,
             self.dispatcher,
             images=bound.images,
+            state=bound.state,
             slots=slots or {},
             pipeline=pipeline,
             button=button,
@@ -229,6 +247,7 @@ class GradioSessions:
         for event in (clicked, generate.listen(page), generate.follow_after(clicked)):
             self._changed.on(event)
         self._submitted.on(clicked)
+        self._looked.react(generate.look_after)
         self._retried.react(lambda event: self._changed.on(generate.follow_after(event)))
         bound.question.select(lambda shown: "" if shown == UNDECIDED else gr.skip(), bar, bar, **QUIET)
         self._cleared.react(lambda event: event.success(lambda: (None, ""), None, [result.component, bar], **QUIET))

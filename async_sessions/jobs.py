@@ -152,9 +152,9 @@ async def _stopped(run: Run, job_id: str, error: Exception) -> JobInfo | None:
     return entry
 
 
-async def give_back_job(job_id: str, *, store: SessionStore, owner: str) -> None:
-    """Return a job of `owner`, whose pipeline does not stop, to the queue: what it still makes does not count."""
-    await Run(job_id, store, lambda event: None, CancelFlag(), owner=owner).give_back()
+async def give_back_job(job_id: str, *, store: SessionStore, owner: str) -> JobInfo | None:
+    """Let a job of `owner`, which does not stop in time, wait again: what it still makes is lost. Returns its entry."""
+    return await Run(job_id, store, lambda event: None, CancelFlag(), owner=owner).give_back()
 
 
 async def cancel_job(job_id: str, *, store: SessionStore, emit: Callable[[JobEvent], None]) -> JobInfo:

@@ -19,11 +19,16 @@ RetryReason: TypeAlias = Literal["interrupted", "out_of_memory"]
 
 JSON_DEPTH = 32
 KIB, MIB = 1024, 1024 * 1024
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "AVIF", "HEIC")
 MAX_MEDIA_TYPE: Final = 100  # characters
 
 # RFC 9110, section 8.3.1: what may stand in a header
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 MEDIA_TYPE: Final = rf"""^{_WORD}/{_WORD}([ \t]*;[ \t]*{_WORD}=({_WORD}|"([^"\\\x00-\x1f\x7f-\U0010ffff])*"))*\Z"""
+
+# of `Limits`; the state of a session that has none is `{}`
+_LEAST: Final = {"max_bytes": 1, "max_pixels": 1, "max_side": 1, "max_state_bytes": 2}
+_OPTIONAL: Final = ("max_session_bytes", "max_session_images", "max_total_bytes")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +41,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     `max_total_bytes` is for the whole store and soft: a full store is swept, and sessions unused for longest go.
     `formats` can hold "HEIC" too, with the extra `heif`. AVIF and HEIC files are stored as PNG.
     With `keep_metadata` a JPEG, PNG or WebP file is checked as ever and then stored as it came, to the last byte: with
-    where and when it was taken, and with whatever hides in it.
+    where and when it was taken, and with whatever hides in it. `ValueError` for a limit that lets nothing in.
     """
 
     max_bytes: int = 32 * MIB
@@ -53,14 +58,23 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.keep_jobs < 1:
             raise ValueError("`keep_jobs` must be at least 1: who follows a job has to learn how it ended.")
+        if not isinstance(self.formats, tuple) or not self.formats or not {*self.formats} <= {*FORMATS}:
+            raise ValueError(f"`formats` is a tuple of one or more of {', '.join(FORMATS)}; not {self.formats!r}.")
+        for name, least in _LEAST.items():
+            if not isinstance(value := getattr(self, name), int) or value < least:
+                raise ValueError(f"`{name}` must be a whole number and at least {least}, not {value!r}.")
+        for name in _OPTIONAL:
+            if (value := getattr(self, name)) is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be a whole number and at least 1, or None for none, not {value!r}.")
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One stored image.
 
-    `digest` is the SHA-256 of the stored bytes, `blob` their storage name; `thumbnail_digest` is that of the thumbnail,
-    empty in records from before it was kept. `width` and `height` are those of the
-    upright image; `orientation` is the EXIF value (1 to 8) that the stored bytes still carry. `mode` is Pillow's.
+    `digest` is the SHA-256 of the stored bytes, `byte_size` how many they are, `blob` their storage name;
+    `thumbnail_digest` and `thumbnail_size` (bytes) are those of the thumbnail, the digest empty in records from before
+    it was kept. `width` and `height` are the upright image's, in pixels; `orientation` is the EXIF value (1 to 8) that
+    the stored bytes still carry. `mode` is Pillow's.
     `verbatim`: the stored file has everything that it came with (`Limits.keep_metadata`).
     """
 
@@ -81,6 +95,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def size(self) -> tuple[int, int]:
+        """`(width, height)` in pixels, upright."""
         return self.width, self.height
 
     @property
@@ -156,7 +171,14 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One consistent snapshot of a session. `jobs` maps job ids, `pins` owners to the time they hold until."""
+    """One consistent snapshot of a session.
+
+    `images` are by slot, `jobs` by id; `pins` maps owners to the time they hold until. `recent` are the last 8 images
+    that were replaced or cleared and can still be put back, the newest first. `revision` changes with every write, and
+    is what `if_revision` takes. `total_bytes` is what it takes in the store: images, thumbnails, what can be put back,
+    and what its jobs made. `expires_at` is when it goes if nobody uses it until then; a pin or an unfinished job keeps
+    it longer.
+    """
 
     key: str
     created_at: datetime

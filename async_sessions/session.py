@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -44,9 +44,9 @@ class Session:
 
     `id` is the bearer secret, or `None` when the session was opened by its key; `key` is its storage name and may be
     logged. Every method raises `SessionNotFoundError` once the session is unknown, expired or deleted; only a handle
-    from `SessionStore.session` creates it, at its first `store_image`, `store_images`, `update_state` or `pin`.
-    Storage failures are `StorageError`s; slot names that are not well formed, `InvalidKeyError`. What reads or makes an
-    image raises `OutOfMemoryError` where there is no memory for it.
+    from `SessionStore.session` or `session_of` creates it, at its first `store_image`, `store_images`, `update_state`
+    or `pin`. Storage failures are `StorageError`s; slot names that are not well formed, `InvalidKeyError`. What reads
+    or makes an image raises `OutOfMemoryError` where there is no memory for it.
     """
 
     def __init__(self, context: StoreContext, key: str, *, session_id: str | None, incarnation: str | None) -> None:
@@ -130,6 +130,7 @@ class Session:
             yield path
 
     async def has_image(self, slot: str) -> bool:
+        """Whether the slot holds an image; asking is no use of the session, unlike retrieving."""
         return self._context.check_slot(slot) in (await self._life.read()).images
 
     async def clear_image(self, slot: str, *, if_revision: str | None = None) -> None:
@@ -175,7 +176,7 @@ class Session:
         """One consistent snapshot."""
         return (await self._life.read()).info(self._context.lifetime, self._context.now())
 
-    async def update_state(self, **values: JSON) -> SessionInfo:
+    async def update_state(self, /, **values: JSON) -> SessionInfo:
         """Merge `values` into the session's state. `QuotaExceededError` above `Limits.max_state_bytes` of JSON.
 
         `TypeError` for a value that JSON can't hold, `ValueError` for NaN, infinity or nesting deeper than 32. Calls
@@ -201,10 +202,8 @@ class Session:
 
     async def delete(self) -> None:
         """Remove the session with all that it holds, jobs and pins notwithstanding; no error where it is gone."""
-        try:
+        with suppress(SessionNotFoundError):
             await self._life.bury()
-        except SessionNotFoundError:
-            return
 
     async def pin(self, owner: str, *, until: datetime) -> None:
         """Keep the session, its replaced images too, from every sweep before `until` (timezone-aware)."""

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _LEAST_PERIOD = timedelta(milliseconds=1)
 _LONGEST_PERIOD = timedelta(days=36_500)
+_OPTIONAL = ("max_age", "cleanup_interval")  # of the periods
 _TOLERANCE = timedelta(minutes=1)  # by which two clocks may differ at least
 
 _logger = logging.getLogger("async_sessions")
@@ -54,13 +55,16 @@ class SessionStore(AsyncContextManagerMixin):
 
     A session expires `ttl` (and up to `ttl/24`: uses are recorded that coarsely) after its last use, or `max_age` after
     its creation. What was replaced or cleared can be undone for `grace`, which is two minutes at least: so long a blob
-    may be part of a commit under way. A sweep runs at once and then every
-    `cleanup_interval`; `None` turns it off. `slots` restricts slot names. `cache_bytes` bounds the decoded images kept
-    in memory, for the whole store, at 4 bytes a pixel; `decode_pixels`, at as many, what is taken at one time to
-    decode, encode and convert images: beyond it calls wait for each other. The files that they have read by then are
-    not counted. `clock` tells the time in UTC. Where it disagrees with how much time has passed, by the event loop's
-    clock or by its own `steady()` in seconds, it was set, and for as long as anything is kept unused, nothing goes that
-    is over by the one alone.
+    may be part of a commit under way. A sweep runs at once and then every `cleanup_interval`; `None` turns it off.
+    `slots` restricts slot names.
+
+    `cache_bytes` bounds the decoded images that are kept in memory for the next read; 0 keeps none. `decode_pixels`
+    bounds those that are decoded, encoded or converted at one time: calls beyond it wait. Both are for the whole store,
+    and a pixel takes about 4 bytes; the files that waiting calls have read come on top.
+
+    `clock` tells the time in UTC. It is checked against the event loop's time, or against its own `steady()` (seconds)
+    where it has one. Where the two disagree the clock was set; from then on, until all that is unused by then would be
+    over anyway, nothing goes that is not over by both.
 
     Leaving finishes what is being committed; with `delete_on_close` it also deletes the sessions that this object
     created and that no unfinished job needs.
@@ -81,6 +85,10 @@ class SessionStore(AsyncContextManagerMixin):
         delete_on_close: bool = False,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
+        if not all(callable(getattr(blobs, name, None)) for name in ("get", "stream", "put", "delete", "list")):
+            raise TypeError("SessionStore takes a BlobStore; for a folder use open_store('folder').")
+        if cache_bytes < 0:
+            raise ValueError(f"`cache_bytes` is 0, for no cache, or more; not {cache_bytes}.")
         self.blobs = blobs
         self.limits = limits
         self.grace = grace
@@ -92,7 +100,11 @@ class SessionStore(AsyncContextManagerMixin):
             ("cleanup_interval", cleanup_interval, _LEAST_PERIOD),
             ("grace", grace, 2 * timedelta(seconds=COMMIT_DEADLINE)),
         ):
-            if period is not None and not least <= period <= _LONGEST_PERIOD:
+            if period is None and name in _OPTIONAL:
+                continue
+            if not isinstance(period, timedelta):
+                raise TypeError(f"`{name}` is a timedelta, for example timedelta(hours=24); not {period!r}.")
+            if not least <= period <= _LONGEST_PERIOD:
                 raise ValueError(f"`{name}` is between {least} and {_LONGEST_PERIOD}, not {period}.")
         self._lifetime = Lifetime(ttl=ttl, max_age=max_age, grace=grace)
         self._interval = cleanup_interval
@@ -149,7 +161,7 @@ class SessionStore(AsyncContextManagerMixin):
         """Seconds of a clock that nobody can set: the clock's own `steady()`, or else the event loop's."""
         return self._context().reckoning.steady()
 
-    async def create_session(self, **state: JSON) -> Session:
+    async def create_session(self, /, **state: JSON) -> Session:
         """Mint an id and write the session, with `state`."""
         session = self.session(_keys.new_session_id())
         await session.update_state(**state)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 QUICK = "416 × 240 · quick"  # noqa: RUF001 - the resolution that the preview renders fastest
+LARGE = "1280 × 720"  # noqa: RUF001 - and slowest
 
 
 def manifest(server: Server, context: BrowserContext) -> dict[str, Any]:

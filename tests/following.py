@@ -87,6 +87,13 @@ async def submit(dispatcher: Dispatcher, session: Session, pipeline: str = "step
     return await dispatcher.submit(request)
 
 
+async def on_device(job: Job) -> None:
+    """Until the entry says so, as another process would look, and as a take-over does."""
+    with anyio.fail_after(30):
+        while (await job.info()).status != "running":  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+
+
 async def until(job: Job, kind: type[JobEvent]) -> JobEvent:
     async with aclosing(job.events()) as events:  # type: ignore[type-var]
         async for event in events:

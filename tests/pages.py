@@ -81,7 +81,10 @@ class Page:
         """What coming back to the page does, from another tab or window."""
         for block in list(self._demo.blocks.values()):
             if isinstance(block, gr.HTML):
+                before = self.values[block._id]
                 await self.fire(block, "focus")
+                if self.values[block._id] != before:
+                    await self.fire(block, "change")
 
     async def answer(self, slot: str, keep: str) -> None:
         """What a click in the page's question does."""

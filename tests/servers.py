@@ -172,6 +172,14 @@ def opened(page: Page, url: str) -> Page:
     return page
 
 
+def leave(page: Page) -> None:
+    """Leave a page while its server is down: once that is back, Gradio's page loads itself anew.
+
+    Where that meets a `goto`, Playwright may wait for one that is never over.
+    """
+    page.goto("about:blank")
+
+
 def settle(page: Page, seconds: float = 3) -> None:
     """Wait until a page that was `opened` awaits no answer; not for ever, since it may follow a run.
 

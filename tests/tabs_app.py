@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from async_sessions import open_store
 from async_sessions.gradio import GradioSessions
+from tests.images import rgba_png
 
 
 def kind_of(image: Any) -> str:
@@ -18,7 +20,7 @@ def kind_of(image: Any) -> str:
     return f"{type(image).__name__} {shape}"
 
 
-def build(sessions: GradioSessions) -> Any:
+def build(sessions: GradioSessions, example: Path) -> Any:
     with gr.Blocks() as demo:
         image = gr.Image(type="pil", elem_id="pil", height=220)
         prompt = gr.Textbox(elem_id="prompt", label="Prompt")
@@ -43,10 +45,13 @@ def build(sessions: GradioSessions) -> Any:
         other = gr.Image(elem_id="pil", height=220)
         words = gr.Textbox(elem_id="prompt")
         sessions.bind(images={"pil": other}, state={"prompt": words})
-        sessions.panel()
+        examples = gr.Examples([[str(example), "of the example"]], [other, words], elem_id="examples")
+        sessions.keep_after(examples.load_input_event).panel()
     return demo
 
 
 if __name__ == "__main__":
     sessions = GradioSessions(open_store(sys.argv[1], cleanup_interval=None), identity="browser_state")
-    sessions.launch(build(sessions), server_port=int(sys.argv[2]))
+    example = Path(sys.argv[1]).with_name("example.png")
+    example.write_bytes(rgba_png(260, 130))
+    sessions.launch(build(sessions, example), allowed_paths=[str(example)], server_port=int(sys.argv[2]))

@@ -90,6 +90,15 @@ async def test_a_new_browser_gets_a_signed_id_that_scripts_and_other_sites_canno
     assert signer.session_id({COOKIE: other.value}) != session_id
 
 
+async def test_a_signer_may_be_given_as_it_is(signer: CookieSigner) -> None:
+    cookie = await Client(SessionCookie(app, signer=signer)).cookie()
+    assert cookie is not None
+    assert signer.session_id({COOKIE: cookie.value}) is not None
+    embedded = Client(SessionCookie(app, signer=signer, embedded=True))
+    elsewhere = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"}
+    assert await embedded.cookie("/", elsewhere) is None
+
+
 @pytest.mark.parametrize(
     ("path", "headers", "minted"),
     [

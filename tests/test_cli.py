@@ -6,14 +6,17 @@ import socket
 import subprocess
 import sys
 from datetime import timedelta
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner, Result
 
+from async_sessions import LocalBlobStore, MemoryBlobStore, SessionStore
 from async_sessions._cli.options import parse_period
-from async_sessions.cli import read_config
+from async_sessions.cli import app, read_config
 
 
 def run(*arguments: str | Path, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -37,6 +40,48 @@ def test_help_names_the_options_of_the_demo() -> None:
     assert done.returncode == 0
     for option in ("--port", "--root", "--ttl", "--config", "--wan", "--model", "--device", "--offload"):
         assert option in done.stdout
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"async-sessions {version('async-sessions')}\n")
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[SessionStore]:
+    """The stores that demos were to serve."""
+    stores: list[SessionStore] = []
+    monkeypatch.setattr("async_sessions.demo.serve", lambda store, **options: stores.append(store))
+    return stores
+
+
+def demo(*arguments: str | Path, **environment: str) -> Result:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return CliRunner().invoke(app, ["demo", "--port", str(port), *map(str, arguments)], env=environment)
+
+
+def test_the_demo_obeys_the_environment_as_the_other_commands_do(tmp_path: Path, served: list[SessionStore]) -> None:
+    (tmp_path / "old.json").write_text('{"max_age_hours": 1}')
+    environment = {"ASYNC_SESSIONS_ROOT": str(tmp_path / "root"), "ASYNC_SESSIONS_TTL": "2h"}
+    assert demo(**environment).exit_code == 0
+    assert demo("--config", tmp_path / "old.json", **environment).exit_code == 0
+    assert demo("--root", tmp_path / "other", "--ttl", "3h", **environment).exit_code == 0
+    assert [repr(store.blobs) for store in served] == [
+        repr(LocalBlobStore(tmp_path / name)) for name in ("root", "root", "other")
+    ]
+    assert [store._lifetime.ttl for store in served] == [timedelta(hours=hours) for hours in (2, 2, 3)]
+
+
+def test_the_demo_can_do_without_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: list[SessionStore]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert demo("--root", "memory://").exit_code == 0
+    assert isinstance(served[0].blobs, MemoryBlobStore)
+    assert demo("--root", "~nobody-here/sessions").exit_code == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_port_that_is_taken_is_one_sentence(tmp_path: Path) -> None:

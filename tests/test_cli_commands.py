@@ -339,6 +339,7 @@ def test_a_root_that_holds_no_store_is_one_sentence_and_stays_as_it_is(
     "mistake",
     [
         ("ls", "--root", "s3://bucket/prefix"),
+        ("ls", "--root", "memory://"),
         ("ls", "--root", "~nobody-here/sessions"),
         ("ls", "--root", "a\x00b"),
         ("ls", "--ttl", "soon"),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
@@ -13,7 +16,7 @@ from async_sessions._pace import REMEMBERED, Pace, Paces
 from async_sessions._pipeline import MAX_PREVIEW
 from async_sessions.jobs import Cancelled, JobContext, JobEvent, Progress, Queued, Started, Succeeded, event_order
 from async_sessions.testing.fuzz import fuzz
-from tests.following import Gate, HeldPipeline, collected, submit, until
+from tests.following import Gate, HeldPipeline, collected, on_device, submit, until
 from tests.steps import StepPipeline, local
 
 if TYPE_CHECKING:
@@ -131,8 +134,7 @@ async def test_ids_go_on_where_a_job_is_taken_over_from_a_dispatcher_that_died(
     async with local(session_store, [first]) as stalled, local(session_store, [second], lease=lease) as dispatcher:
         job = await submit(stalled, session, label="a")
         await first.begun("generate a")
-        while (await job.info()).status != "running":  # noqa: ASYNC110 - as another process would
-            await anyio.sleep(0.001)
+        await on_device(job)
         started = await until(job, Started)
         frozen_clock.advance(seconds=31)
         await dispatcher._owner.take_over()
@@ -175,7 +177,8 @@ def test_a_position_has_a_number_of_its_own_however_fast_the_queue_moves() -> No
 def test_progress_is_told_ten_times_a_second_and_the_last_step_always() -> None:
     async def scenario() -> None:
         received: list[tuple[float, int]] = []
-        latest: Latest[int] = Latest(lambda step: received.append((anyio.current_time(), step)), interval=0.1)
+        loop = asyncio.get_running_loop()
+        latest: Latest[int] = Latest(lambda step: received.append((loop.time(), step)), interval=0.1)
         for step in range(1, 1001):
             latest.put(step)
             await anyio.sleep(0.002)
@@ -216,6 +219,35 @@ async def test_the_last_of_many_steps_is_told_and_most_of_the_others_are_not(
     assert (steps[-1].step, steps[-1].total, steps[-1].note) == (20_000, 20_000, "step 20000")
     assert len(steps) < 2000
     assert in_order(events)
+
+
+class Sniffio:
+    """What anyio asks where `sniffio` is installed. It knows no library in a callback of the loop, which is no task."""
+
+    current_async_library_cvar: ContextVar[str | None] = ContextVar("current_async_library", default=None)
+
+    class AsyncLibraryNotFoundError(RuntimeError):
+        pass
+
+    def current_async_library(self) -> str:
+        if (known := self.current_async_library_cvar.get()) is not None:
+            return known
+        with suppress(RuntimeError):
+            if asyncio.current_task() is not None:
+                return "asyncio"
+        raise self.AsyncLibraryNotFoundError
+
+
+async def test_progress_is_told_at_once_where_sniffio_is_installed(
+    session_store: SessionStore, session: Session, fake_pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyio._core._eventloop.sniffio", Sniffio())
+    async with local(session_store, [fake_pipeline]) as dispatcher:
+        with fake_pipeline.held(), anyio.fail_after(10):
+            job = await submit(dispatcher, session, "fake")
+            step = await until(job, Progress)
+    assert isinstance(step, Progress)
+    assert (step.step, step.total) == (1, 3)
 
 
 async def test_a_preview_has_at_most_64_kib(session_store: SessionStore, session: Session) -> None:

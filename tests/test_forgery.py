@@ -78,7 +78,7 @@ async def test_what_is_anothers_is_answered_as_what_is_not_there(tmp_path: Path,
         over = await app.dispatcher.submit(request)
         await over.result()
         page = {"session_hash": "page-of-ann"}
-        await ann.fire(index_of(app.demo, app.go, "click"), ["steps", "", None, None], **page)
+        await ann.fire(index_of(app.demo, app.go, "click"), ["steps", "", "", "steps", None, None], **page)
         before = await session.info()
         (recent,) = before.recent
         pairs: list[tuple[Any, Any]] = [
@@ -176,7 +176,7 @@ def test_a_program_that_sends_a_browsers_cookie_has_its_session_and_any_other_ha
     ann.call(ann.index("start", "upload"), handle_file(photo))
     assert [program.kept() for program in programs] == [{"start": [240, 160]}, {}, {}]
     clicked = ann.index("every", "click")
-    ann.call(clicked, "a label", handle_file(photo))
+    ann.call(clicked, "a label", "a label", handle_file(photo))
     bar, gallery, *_ = ann.call(ann.index_after(clicked))
     assert "Done" in bar
     assert len(gallery) == 4

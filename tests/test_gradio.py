@@ -472,6 +472,83 @@ async def test_a_session_that_expired_under_an_open_page_gets_the_visible_images
         assert "start" in (await app.kept()).images
 
 
+async def test_a_session_that_expired_under_an_open_page_gets_the_values_again_that_it_had() -> None:
+    clock = FrozenClock()
+    async with generating(StepPipeline("steps"), clock=clock) as app:
+        page = await app.open()
+        await page.enter(app.prompt, "a boat")
+        clock.advance(days=2)
+        await app.store.cleanup()
+        await page.fire(app.go, "click")
+        assert (await app.kept()).state == {"prompt": "a boat"}, "what nobody touched may change with the app"
+        assert (await app.open()).shows(app.prompt) == "a boat"
+
+
+async def test_a_tab_that_was_open_shows_the_run_of_another_when_it_is_looked_at_and_lets_go_of_what_was_cleared() -> (
+    None
+):
+    async with generating(a_video(StepPipeline("steps"))) as app:
+        page, other = await app.open(), await app.open()
+        await page.fire(app.go, "click")
+        await other.look_again()
+        assert other.shows(app.video).name == "video.mp4"
+        other.values[app.video._id] = None
+        await other.look_again()
+        assert other.shows(app.video) is None, "what it has shown is not shown again"
+        await page.fire(app.button("Yes, clear all"), "click")
+        other = await app.open()
+        await page.fire(app.go, "click")
+        await other.look_again()
+        assert other.shows(app.video).name == "video.mp4"
+        await page.fire(app.button("Yes, clear all"), "click")
+        await other.look_again()
+        assert other.shows(app.video) is None
+        assert other.shows(app.bar) == ""
+
+
+async def test_buttons_are_the_apps_own_matter_until_a_run_has_changed_them() -> None:
+    async with generating(StepPipeline("steps")) as app:
+        page, other = await app.open(), await app.open()
+        await other.enter(app.prompt, "a boat")
+        await page.look_again()
+        assert page.shows(app.prompt) == "a boat"
+        assert not {app.go._id, app.cancel._id} & page.props.keys()
+        await page.fire(app.go, "click")
+        assert [page.props[button._id]["interactive"] for button in (app.go, app.cancel)] == [True, False]
+
+
+async def test_a_tab_that_was_open_follows_the_run_of_another_once_it_is_looked_at() -> None:
+    steps = a_video(StepPipeline("steps"))
+    steps.spec.defaults["endless"] = True  # type: ignore[index]
+    async with generating(steps) as app, anyio.create_task_group() as group:
+        page, other = await app.open(), await app.open()
+        group.start_soon(page.fire, app.go, "click")
+        while "endless" not in str(page.shows(app.bar)):  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        group.start_soon(other.look_again)
+        while "endless" not in str(other.shows(app.bar)):  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        assert other.props[app.cancel._id]["interactive"]
+        await other.fire(app.cancel, "click")
+    assert "Cancelled" in other.shows(app.bar)
+
+
+async def test_what_an_event_of_the_app_puts_into_an_image_is_kept_if_it_is_asked_for(app: App, uploads: Any) -> None:
+    made = uploads("made.png", rgba_png(120, 80))
+    with app.demo:
+        make, other, none = gr.Button(), gr.Button(), gr.Button()
+        app.sessions.keep_after(make.click(lambda: str(made), None, app.start))
+        other.click(lambda: str(made), None, app.end)
+        with pytest.raises(ValueError, match="None of the images"):
+            app.sessions.keep_after(none.click(lambda: None, None, app.prompt))
+    page = await app.open()
+    await page.fire(other, "click")
+    await page.fire(make, "click")
+    assert list((await app.kept()).images) == ["start"]
+    assert "made.png" in page.shows(app.info)
+    assert (await app.open()).shows(app.start) is not None
+
+
 async def test_an_image_that_another_tab_replaced_is_generated_from_as_this_tab_shows_it(uploads: Any) -> None:
     async with generating(StepPipeline("steps", start=True), slots={"steps": ["start"]}) as app:
         page, other = await app.open(), await app.open()
@@ -731,7 +808,7 @@ async def test_nobody_waits_for_the_run_of_another_whatever_limit_the_app_sets(
 
         async def generate(browser: Browser) -> None:
             await browser.open()
-            await browser.fire(index_of(app.demo, app.go, "click"), ["steps", "", None, None])
+            await browser.fire(index_of(app.demo, app.go, "click"), ["steps", "", "", "steps", None, None])
             seen.append(await browser.fire(follow, []))
 
         def followed() -> int:

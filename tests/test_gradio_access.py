@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, expect
 
-from tests.demo_page import QUICK, choose, expect_size, kept, manifest, upload
+from tests.demo_page import LARGE, QUICK, choose, expect_size, kept, manifest, upload
 from tests.hostile import HACK, HARMLESS
 from tests.images import rgba_png
 from tests.servers import Server, opened, wait_until
@@ -122,7 +122,7 @@ def busy(page: Page, server: Server, photo: Path) -> None:
     expect(page.locator("#progress")).to_contain_text("Done")
     page.fill("#frames input[type=number]", "121")
     page.press("#frames input[type=number]", "Enter")
-    choose(page, "1280 × 720")  # noqa: RUF001 - as the page writes it
+    choose(page, LARGE)
     page.click("#generate")
     expect(page.locator("#progress")).to_contain_text("of 121")
     page.click("#generate")

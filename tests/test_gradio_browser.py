@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, ImageOps
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.demo_page import QUICK, choose, expect_size, kept, manifest, upload
+from tests.demo_page import LARGE, QUICK, choose, expect_size, kept, manifest, upload
 from tests.faults import files_below
 from tests.images import PLACE, jpeg_with_exif, photograph, rgba_png
-from tests.servers import Server, free_port, opened, serving, wait_until
+from tests.servers import Server, free_port, leave, opened, serving, wait_until
 from tests.videos import frames_of
 
 pytestmark = pytest.mark.browser
@@ -74,6 +74,7 @@ def test_two_photographs_live_through_reload_tabs_and_kill_and_become_a_video(
     stranger.close()
 
     server.kill()
+    leave(page)
     server.start()
     opened(page, server.url)
     expect_size(page, "start", (480, 640))
@@ -171,7 +172,7 @@ def test_a_run_is_picked_up_after_a_reload_and_can_be_cancelled(context: Browser
     page = opened(context.new_page(), server.url)
     choose(page, "t2v-A14B")
     page.fill("#frames input[type=number]", "121")
-    choose(page, "1280 × 720")  # noqa: RUF001 - as the page writes it
+    choose(page, LARGE)
     page.click("#generate")
     expect(page.locator("#progress [role=progressbar]")).to_be_visible()
     page.goto(server.url)
@@ -249,15 +250,17 @@ def test_the_server_leaves_the_store_when_it_is_terminated_under_an_open_page(
     context: BrowserContext, tmp_path: Path
 ) -> None:
     with a_long_run(context, tmp_path) as (server, page):
-        page.fill("#frames input[type=number]", "17")
-        page.press("#frames input[type=number]", "Enter")
+        choose(page, LARGE)  # so that it still runs when the page is there again
         page.click("#generate")
         expect(page.locator("#progress")).to_contain_text("1 more waiting")
         assert server.stop() == 0
         jobs = manifest(server, context)["jobs"].values()
         assert {job["error"] for job in jobs} == {None}
         assert [job["attempt"] - job["excused"] for job in jobs if job["status"] == "queued"][-1:] == [0]
+        assert "ERROR" not in (log := server.log.read_text()), log
+        assert "Traceback" not in log
 
+        leave(page)
         server.start()
         page.goto(server.url)
         expect(page.locator("#progress [role=progressbar]")).to_be_visible()
@@ -271,6 +274,7 @@ def test_a_run_that_was_killed_with_its_server_goes_on_after_the_restart(
 ) -> None:
     with a_long_run(context, tmp_path) as (server, page):
         server.kill()
+        leave(page)
         server.start()
         page.goto(server.url)
         expect(page.locator("#progress [role=progressbar]")).to_be_visible()
@@ -291,7 +295,7 @@ def test_a_queue_shows_several_runs_and_what_came_of_them(context: BrowserContex
     page.click("#generate")
     expect(page.locator("#progress")).to_contain_text("Done")
     page.fill("#frames input[type=number]", "121")
-    choose(page, "1280 × 720")  # noqa: RUF001 - as the page writes it
+    choose(page, LARGE)
     page.click("#generate")
     expect(page.locator("#progress")).to_contain_text("of 121")
     page.click("#generate")

@@ -242,7 +242,9 @@ async def test_a_past_result_is_shown_and_its_files_can_be_downloaded(cache: Pat
         (notes,) = page.shows(app.files)
         assert Path(notes).read_bytes() == b"some notes"
         assert Path(notes).is_relative_to(cache)
-        assert page.props[app.result._id]["visible"] is page.props[app.files._id]["visible"] is True
+        places = [each.parent for each in (app.result, app.files)]
+        assert all(place is not None and page.props[place._id]["visible"] is True for place in places)
+        assert not {app.result._id, app.files._id} & page.props.keys(), "Gradio looks into an update on the event loop"
 
 
 async def test_a_run_without_a_result_says_so() -> None:

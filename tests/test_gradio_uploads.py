@@ -172,8 +172,7 @@ def test_back_and_forward_find_the_images_and_the_page_still_works(
         page.goto(server.url + "config")
         page.go_back(wait_until="commit")
         expect_size(page, "start", (90, 60))
-        page.wait_for_function("window.persisted !== undefined")
-        assert page.evaluate("window.persisted") is cached
+        page.wait_for_function("cached => window.persisted === cached", arg=cached)
         page.go_forward(wait_until="commit")  # a page from the cache is not loaded
         page.wait_for_function("location.pathname === '/config' && document.readyState === 'complete'")
         page.go_back(wait_until="commit")

@@ -39,7 +39,7 @@ from tests.steps import StepPipeline, local
 if TYPE_CHECKING:
     from async_sessions.jobs import JobContext
 
-pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
+pytestmark = [pytest.mark.anyio, pytest.mark.no_cover, pytest.mark.usefixtures("cache")]
 
 NOW = FrozenClock().now
 SECRET = "a secret of the tests"

@@ -11,10 +11,10 @@ from async_sessions import JobFailedError, JobInfo, Session, SessionStore, _keys
 from async_sessions.dispatch._lease import AWAY, UNCLAIMED
 from async_sessions.jobs import JobContext, Started
 from tests.faults import FaultyBlobStore, keys_of
+from tests.following import on_device
 from tests.steps import StepPipeline, local
 
 if TYPE_CHECKING:
-    from async_sessions.dispatch import Job
     from async_sessions.testing.clock import FrozenClock
 
 pytestmark = pytest.mark.anyio
@@ -31,12 +31,6 @@ async def left_behind(store: SessionStore, session: Session, number: int = 0, **
     await store.blobs.put(_keys.queue_marker(entry.id), b"{}")
     await session.edit_job(entry.id, lambda _: entry)
     return entry
-
-
-async def on_device(job: Job) -> None:
-    """Until the entry says so: a job that changes while it is looked at is not taken over."""
-    while (await job.info()).status != "running":  # noqa: ASYNC110 - as another process would
-        await anyio.sleep(0.01)
 
 
 async def test_the_jobs_of_a_dispatcher_whose_lease_lapsed_are_taken_over_and_run(session_store: SessionStore) -> None:

@@ -300,6 +300,7 @@ RACES = (
 )
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("race", RACES, ids=lambda race: race.__name__.replace("_", " "))
 def test_nothing_is_lost_where(race: Callable[[], Awaitable[None]]) -> None:
     fuzz(race, seeds=SEEDS)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from async_sessions import Limits, SessionStore
+from async_sessions.records import KIB, MIB
 from tests.images import photo_path
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 TESTS = [block for block in BLOCKS if "pytest" in block]
 SCRIPTS = [block for block in BLOCKS if "pytest" not in block]
 
@@ -65,7 +71,31 @@ def test_a_photograph_becomes_a_video_of_wan(tmp_path: Path, tiny_wan: Mapping[s
     assert (tmp_path / "coffee.mp4").read_bytes()[4:8] == b"ftyp"
 
 
+def test_the_defaults_of_the_readme_are_those_of_the_code() -> None:
+    section = README.split("## What is kept, and how long\n")[1].split("\n## ")[0]
+    told = dict(re.findall(r"`(\w+)=([^`]+)`[,\s|]", section))
+    store = {name: each.default for name, each in inspect.signature(SessionStore).parameters.items()}
+    limits = {name: getattr(Limits(), name) for name in Limits.__struct_fields__}
+    assert set(limits) - {"keep_metadata"} < set(told)
+    for name, value in told.items():
+        known = {"timedelta": timedelta, "MIB": MIB, "KIB": KIB}
+        assert eval(value, known) == {**store, **limits}[name], name
+
+
+def test_the_extras_of_the_readme_are_those_of_the_package() -> None:
+    section = README.split("## Install\n")[1].split("\n## ")[0]
+    told = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(told) == set(extras) - {"test", "dev"}
+    floor, ceiling = re.findall(r"\d[\d.]*", extras["gradio"][0])
+    assert f"Gradio {floor} or later, below {ceiling}" in section
+
+
+def test_the_readme_counts_the_lines_of_the_fastapi_app() -> None:
+    lines = len((ROOT / "examples" / "fastapi_app.py").read_text().splitlines())
+    assert f"in {lines} lines to copy" in README
+
+
 def test_the_readme_names_the_files_that_there_are() -> None:
-    text = (ROOT / "README.md").read_text()
-    for name in re.findall(r"`((?:examples|tests)/[\w/]+\.(?:py|md))`", text):
+    for name in re.findall(r"`((?:examples|tests)/[\w/]+\.(?:py|md))`", README):
         assert (ROOT / name).is_file(), name

@@ -88,6 +88,18 @@ async def test_behind_a_proxy_that_takes_a_prefix_away_an_owner_gets_it_too(
         assert (await client.get("/images/end")).status_code == 404
 
 
+async def test_a_signer_may_be_given_as_it_is(session_store: SessionStore, session: Session) -> None:
+    await session.store_image(PNG, "start")
+    job_id, _ = await finished(session)
+    signer = CookieSigner(SECRET)
+    images, outputs = SessionImages(session_store, signer=signer), SessionOutputs(session_store, signer=signer)
+    transport = httpx.ASGITransport(Starlette(routes=[Mount("/images", images), Mount("/jobs", outputs)]))
+    cookies = {signer.name: signer.sign(session.id or "")}
+    async with httpx.AsyncClient(transport=transport, base_url="http://app", cookies=cookies) as client:
+        assert (await client.get("/images/start")).content == PNG
+        assert (await client.get(f"/jobs/{job_id}/outputs/film")).content == FILM
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 async def test_the_type_is_that_of_the_file(session: Session, client: httpx.AsyncClient, form: str) -> None:
     await session.store_image(encoded(photograph(64, 48), form), "start", name="page.html")

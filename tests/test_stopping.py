@@ -15,6 +15,7 @@ from async_sessions import (
     JobFailedError,
     JobInfo,
     MemoryBlobStore,
+    OutOfMemoryError,
     Session,
     SessionStore,
     open_store,
@@ -31,7 +32,7 @@ from async_sessions.jobs import (
     run_job,
 )
 from async_sessions.testing.faults import Operation, WrappedBlobStore
-from async_sessions.testing.pipeline import OutOfMemoryError
+from async_sessions.testing.pipeline import DeviceMemoryError
 from tests.following import Gate, HeldPipeline, collected, submit, until
 from tests.steps import StepPipeline, local
 
@@ -149,7 +150,7 @@ async def test_a_job_that_is_cancelled_while_it_waits_to_be_tried_again_is_not(
 ) -> None:
     pipeline = HeldPipeline()
     pipeline.let_go("a")
-    pipeline.before_generate = raise_once(OutOfMemoryError())
+    pipeline.before_generate = raise_once(DeviceMemoryError())
     async with local(session_store, [pipeline], devices=TWO) as dispatcher:
         beside = await submit(dispatcher, session, label="beside")
         await pipeline.begun("generate beside")
@@ -228,7 +229,7 @@ async def test_a_job_for_which_the_device_had_no_memory_is_tried_once_more_alone
 ) -> None:
     pipeline = HeldPipeline()
     pipeline.let_go("greedy")
-    pipeline.before_generate = raise_once(OutOfMemoryError())
+    pipeline.before_generate = raise_once(DeviceMemoryError())
     beside: list[int] = []
     async with local(session_store, [pipeline], devices=TWO) as dispatcher:
         running = await submit(dispatcher, session, label="running")
@@ -262,7 +263,7 @@ async def test_a_job_for_which_the_device_has_no_memory_has_failed_at_the_second
     pipeline = StepPipeline()
 
     def full(context: JobContext) -> None:
-        raise OutOfMemoryError
+        raise DeviceMemoryError
 
     pipeline.before_generate = full
     async with local(session_store, [pipeline]) as dispatcher:
@@ -275,6 +276,18 @@ async def test_a_job_for_which_the_device_has_no_memory_has_failed_at_the_second
     assert [what for what, _ in pipeline.calls].count("load") == 2
 
 
+async def test_a_job_for_which_the_machine_has_no_memory_is_not_tried_again(
+    session_store: SessionStore, session: Session
+) -> None:
+    pipeline = StepPipeline()
+    pipeline.before_generate = raise_once(OutOfMemoryError("There is no memory for this image now."))
+    async with local(session_store, [pipeline]) as dispatcher:
+        job = await submit(dispatcher, session, label="greedy")
+        assert await failure(job) == "OutOfMemoryError"
+        assert (await job.info()).attempt == 1
+    assert [what for what, _ in pipeline.calls] == ["load", "prepare", "generate", "release"]
+
+
 async def test_a_pipeline_that_can_not_be_loaded_again_fails_its_jobs_and_no_other(
     session_store: SessionStore, session: Session
 ) -> None:
@@ -285,7 +298,7 @@ async def test_a_pipeline_that_can_not_be_loaded_again_fails_its_jobs_and_no_oth
             raise OSError("the disk is gone")
 
         pipeline.on_load = gone
-        raise OutOfMemoryError
+        raise DeviceMemoryError
 
     pipeline.before_generate = full
     async with local(session_store, [pipeline, other]) as dispatcher:
@@ -298,7 +311,7 @@ async def test_a_pipeline_that_could_not_be_loaded_again_is_loaded_for_the_next_
     session_store: SessionStore, session: Session
 ) -> None:
     pipeline = StepPipeline()
-    full: list[Exception] = [OutOfMemoryError(), OutOfMemoryError()]  # the device, for the run and for the load
+    full: list[Exception] = [DeviceMemoryError(), DeviceMemoryError()]  # the device, for the run and for the load
 
     def fill(_: object) -> None:
         if len(full) == 2:
@@ -335,7 +348,7 @@ async def test_a_job_never_runs_on_a_pipeline_that_was_not_loaded_again(
         await lane.load()
 
         def full(device: str) -> None:
-            raise OutOfMemoryError
+            raise DeviceMemoryError
 
         pipeline.on_load = full
 

@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -14,7 +15,9 @@ from async_sessions import (
     CorruptManifestError,
     InvalidKeyError,
     JobInfo,
+    Limits,
     LockTimeoutError,
+    QuotaExceededError,
     SessionNotFoundError,
     SessionStore,
     StorageError,
@@ -362,3 +365,81 @@ async def test_files_that_are_not_ours_disturb_nothing(session_store: SessionSto
 def test_a_period_that_makes_no_sense_is_refused(options: dict[str, timedelta]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         open_store("memory://", **options)
+
+
+@pytest.mark.parametrize("name", ["ttl", "max_age", "cleanup_interval", "grace"])
+def test_a_period_that_is_no_timedelta_is_refused_with_an_example(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^`{name}` is a timedelta, for example timedelta\(hours=24\); not 3600\.$"):
+        open_store("memory://", **{name: 3600})
+
+
+@pytest.mark.parametrize("name", ["ttl", "grace"])
+def test_a_period_that_has_to_be_there_is_refused_where_it_is_none(name: str) -> None:
+    with pytest.raises(TypeError, match=f"`{name}` is a timedelta"):
+        open_store("memory://", **{name: None})
+
+
+def test_what_is_no_blob_store_is_refused_with_what_to_call_instead() -> None:
+    nones: list[Any] = ["folder", Path("folder"), 5, None, {}]
+    for blobs in nones:
+        with pytest.raises(TypeError, match=r"SessionStore takes a BlobStore.*open_store\('folder'\)\.$"):
+            SessionStore(blobs)
+    for target in nones[2:]:
+        with pytest.raises(TypeError, match="BlobStore"):
+            open_store(target)
+
+
+def test_a_cache_smaller_than_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="`cache_bytes`"):
+        open_store("memory://", cache_bytes=-1)
+
+
+async def test_a_store_without_a_cache_keeps_no_image_in_memory() -> None:
+    async with open_store("memory://", cache_bytes=0) as store:
+        session = await store.create_session()
+        await session.store_image(Image.new("RGB", (8, 8), "red"), "start")
+        for _ in range(2):
+            assert (await session.retrieve_image("start")).size == (8, 8)
+        assert (await store.stats()).cache.bytes == 0
+
+
+async def test_a_value_may_have_any_name(session_store: SessionStore) -> None:
+    session = await session_store.create_session(**{"self": 1, "values": 2})
+    await session.update_state(**{"self": 3, "state": 4})
+    assert (await session.info()).state == {"self": 3, "values": 2, "state": 4}
+
+
+# --- limits
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_bytes",
+        "max_pixels",
+        "max_side",
+        "max_state_bytes",
+        "max_session_bytes",
+        "max_session_images",
+        "max_total_bytes",
+    ],
+)
+def test_a_limit_that_lets_nothing_in_is_refused(name: str) -> None:
+    for number in (0, -1, "many"):
+        with pytest.raises(ValueError, match=f"^`{name}` must be a whole number and at least [12]"):
+            Limits(**{name: number})  # type: ignore[arg-type]
+    assert getattr(Limits(**{name: 2}), name) == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("formats", ["PNG", [], (), ("png",), ("PNG", "GIF"), ["PNG"]])
+def test_formats_that_nobody_knows_are_refused(formats: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="`formats` is a tuple of one or more of JPEG, PNG, WEBP, AVIF, HEIC; not"):
+        Limits(formats=formats)
+    assert Limits(formats=("HEIC",)).formats == ("HEIC",)
+
+
+async def test_the_smallest_limit_of_the_state_lets_a_session_begin() -> None:
+    async with open_store("memory://", limits=Limits(max_state_bytes=2)) as store:
+        session = await store.create_session()
+        with pytest.raises(QuotaExceededError):
+            await session.update_state(a=1)

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import gradio as gr
 import pytest
 from PIL import Image
 
-from async_sessions import InvalidKeyError, StorageError, open_store
+from async_sessions import InvalidKeyError, MemoryBlobStore, StorageError, open_store
 from async_sessions._gradio.seen import Seen
 from async_sessions.dispatch import LocalDispatcher
 from async_sessions.gradio import GradioSessions
+from async_sessions.testing.clock import FrozenClock
+from async_sessions.testing.faults import WrappedBlobStore
 from tests.faults import FaultyBlobStore
 from tests.images import encoded, rgba_png
 from tests.pages import ANN, BOB, SECRET, App, Page
 from tests.steps import StepPipeline
+
+if TYPE_CHECKING:
+    from async_sessions.blobs.base import Blob
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("cache")]
 
@@ -62,6 +67,104 @@ async def test_a_tab_that_is_looked_at_again_shows_what_the_other_did(app: App, 
     await page.remove(app.start)
     await other.look_again()
     assert other.shows(app.start) is None
+
+
+@pytest.mark.parametrize("act", ["an upload", "a value"])
+async def test_what_a_page_shows_of_a_session_that_expired_stays_and_is_kept_again_by_generate(
+    uploads: Uploads, one: Path, two: Path, act: str
+) -> None:
+    clock = FrozenClock()
+    app = App(open_store("memory://", cleanup_interval=None, clock=clock), StepPipeline("steps", start=True, end=False))
+    async with app.running():
+        page, other = await app.open(), await app.open()
+        for slot, photo in ((app.start, one), (app.end, two)):
+            await page.choose_file(slot, photo)
+        await page.enter(app.prompt, "a boat")
+        await page.enter(app.label, "not kept")
+        await other.look_again()
+        clock.advance(days=3)
+        await app.store.cleanup()
+        if act == "an upload":
+            await page.choose_file(app.start, uploads("three.png", rgba_png(50, 20)))
+        else:
+            await page.enter(app.model, "other")
+            await page.enter(app.model, "steps")
+        for tab in (page, other):
+            await tab.look_again()
+        assert page.shows(app.end) == two
+        assert other.shows(app.end).read_bytes() == two.read_bytes()
+        newest = {"an upload": (50, 20), "a value": (30, 20)}[act]
+        for tab in (page, other):
+            with Image.open(tab.shows(app.start)) as shown:
+                assert shown.size == newest
+        await page.fire(app.go, "click")
+        kept = await app.kept()
+        assert {slot: record.size for slot, record in kept.images.items()} == {"start": newest, "end": (40, 20)}
+        assert kept.state["prompt"] == "a boat"
+        assert ("model" in kept.state) is (act == "a value")
+
+
+async def test_values_of_a_session_that_expired_are_kept_by_the_second_generate_where_the_first_fails() -> None:
+    clock, blobs = FrozenClock(), FaultyBlobStore()
+    app = App(open_store(blobs, cleanup_interval=None, clock=clock), StepPipeline("steps"))
+    async with app.running():
+        page = await app.open()
+        await page.enter(app.prompt, "a boat")
+        clock.advance(days=3)
+        await app.store.cleanup()
+        blobs.full_for = lambda key: True
+        with pytest.warns(UserWarning, match="no room left"):
+            await page.fire(app.go, "click")
+        blobs.full_for = lambda key: False
+        await page.fire(app.go, "click")
+        assert (await app.kept()).state == {"prompt": "a boat"}
+
+
+class Late(WrappedBlobStore):
+    """The next answer that there is no manifest waits until `gate` is opened; it is old by then."""
+
+    gate: anyio.Event | None = None
+    waits = False
+
+    async def get(self, key: str) -> Blob | None:
+        found = await super().get(key)
+        if found is None and key.startswith("manifests/") and self.gate is not None and not self.waits:
+            self.waits = True
+            await self.gate.wait()
+        return found
+
+
+async def test_the_first_of_two_uploads_that_begin_a_session_can_be_replaced_without_a_question(
+    uploads: Uploads, one: Path, two: Path
+) -> None:
+    blobs = Late(MemoryBlobStore())
+    app = App(open_store(blobs, cleanup_interval=None))
+    async with app.running():
+        page = await app.open()
+        blobs.gate = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(page.choose_file, app.end, two)
+            while not blobs.waits:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            await page.choose_file(app.start, one)
+            blobs.gate.set()
+        await page.choose_file(app.start, uploads("three.png", rgba_png(50, 20)))
+        assert (page.question(), await name_kept(app)) == ("", "three.png")
+
+
+async def test_what_one_tab_clears_goes_from_another_though_the_session_begins_anew(
+    uploads: Uploads, app: App, one: Path, two: Path
+) -> None:
+    page, other = await app.open(), await app.open()
+    await page.choose_file(app.start, one)
+    await page.choose_file(app.end, two)
+    await other.look_again()
+    await page.fire(app.button("Yes, clear all"), "click")
+    three = uploads("three.png", rgba_png(50, 20))
+    await page.choose_file(app.start, three)
+    await other.look_again()
+    assert other.shows(app.start).read_bytes() == three.read_bytes()
+    assert other.shows(app.end) is None
 
 
 async def test_what_a_tab_shows_and_could_not_keep_stays_when_it_is_looked_at_again(uploads: Uploads) -> None:
@@ -632,7 +735,7 @@ async def test_binding_what_can_not_be_bound_says_what_to_do() -> None:
         with pytest.raises(ValueError, match=r"state\['a'\] and state\['b'\] are one component"):
             sessions.bind(state={"a": text, "b": text})
         # a JSON takes text for a file's name, a Dataframe too, and a State is for code alone
-        for component in (gr.File(), gr.Audio(), gr.JSON(), gr.Dataframe(), gr.State()):
+        for component in (gr.File(), gr.Audio(), gr.JSON(), gr.Dataframe(), gr.State(), gr.Button()):
             with pytest.raises(TypeError, match=rf"not what a {type(component).__name__} holds"):
                 sessions.bind(state={"a": component})
         sessions.bind(images={"start": image})  # which none of these was

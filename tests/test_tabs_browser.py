@@ -157,3 +157,14 @@ def test_the_pages_of_an_app_show_the_same_session(context: BrowserContext, serv
     wait_until(lambda: holds(server, context, "pil", "two.png"))
     opened(page, server.url + "other")
     expect_size(page, "pil", (200, 320))
+
+
+def test_an_example_that_is_chosen_is_kept_with_its_values(context: BrowserContext, server: Server) -> None:
+    page = opened(context.new_page(), f"{server.url}other")
+    page.locator("#examples tbody tr").first.click()
+    expect_size(page, "pil", (260, 130))
+    wait_until(lambda: holds(server, context, "pil", "example.png") and says(server, context, "of the example"))
+    expect(page.get_by_text("example.png")).to_be_visible()  # in the panel
+    page = opened(page, f"{server.url}other")
+    expect_size(page, "pil", (260, 130))
+    expect(page.locator("#prompt textarea")).to_have_value("of the example")

@@ -17,7 +17,7 @@ from PIL import Image
 from async_sessions import JobCancelledError, JobFailedError, Session, SessionNotFoundError, SessionStore
 from async_sessions.dispatch import LocalDispatcher
 from async_sessions.jobs import Progress
-from async_sessions.testing.pipeline import FakePipeline, OutOfMemoryError, Stage
+from async_sessions.testing.pipeline import DeviceMemoryError, FakePipeline, Stage
 from async_sessions.testing.stalls import LoopWatch, Stall
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ async def test_a_fake_pipeline_fails_where_and_as_often_as_it_is_told(
     session_store: SessionStore, session: Session, fake_pipeline: FakePipeline, stage: Stage
 ) -> None:
     for _ in range(2 if stage == "generate" else 1):  # on the device it is tried once more
-        fake_pipeline.fail(OutOfMemoryError(), at=stage)
+        fake_pipeline.fail(DeviceMemoryError(), at=stage)
     async with LocalDispatcher(session_store, [fake_pipeline]) as dispatcher:
         job = await dispatcher.submit(await session.generation_request("fake"))
         with pytest.raises(JobFailedError, match="CUDA out of memory"):
@@ -98,6 +98,17 @@ async def test_a_fake_pipeline_fails_where_and_as_often_as_it_is_told(
         assert error.kind == "OutOfMemoryError"
     async with LocalDispatcher(session_store, [fake_pipeline]) as dispatcher:
         await (await dispatcher.submit(await session.generation_request("fake"))).result()
+
+
+@pytest.mark.anyio
+async def test_a_device_whose_memory_was_full_once_is_told_by_the_second_attempt(
+    session_store: SessionStore, session: Session, fake_pipeline: FakePipeline
+) -> None:
+    fake_pipeline.fail(DeviceMemoryError())
+    async with LocalDispatcher(session_store, [fake_pipeline]) as dispatcher:
+        await (await dispatcher.submit(await session.generation_request("fake"))).result()
+    assert [run.attempt for run in fake_pipeline.runs] == [1, 2]
+    assert fake_pipeline.calls.count("load") == 2
 
 
 # --- the watch

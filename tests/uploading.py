@@ -14,7 +14,7 @@ from PIL import Image
 
 from async_sessions import open_store
 from tests.demo_page import kept, manifest, upload
-from tests.servers import chromium, drawn_size, free_port, opened, serving, wait_until
+from tests.servers import chromium, drawn_size, free_port, leave, opened, serving, wait_until
 
 
 class Found(NamedTuple):
@@ -56,6 +56,7 @@ def check_kills(folder: Path, *, kills: int, seed: str) -> Found:
             path = send(number)
             time.sleep(rng.uniform(0, 1.3 * within))
             server.kill()
+            leave(page)
             server.start()
             opened(page, server.url)
             image = page.locator("#start img")

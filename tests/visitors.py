@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import colorsys
 import io
+import os
 import random
 import re
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -62,7 +63,8 @@ async () => {
 class Seen(NamedTuple):
     """What a crowd did and saw: actions by name, pictures that were looked at, and how late the server's loop was.
 
-    `own` is what is left of `busy` without the time for which the loop's thread had no core.
+    `own` is what is left of `busy` without the time for which the loop's thread had no core; `stalls` are the packages
+    that were at work at each of the moments at which the loop stood still.
     """
 
     actions: Counter[str]
@@ -71,6 +73,7 @@ class Seen(NamedTuple):
     idle: Lag
     busy: Lag
     own: Lag
+    stalls: list[frozenset[str]]
 
 
 def colour_of(number: int, count: int) -> Colour:
@@ -118,20 +121,24 @@ class Visitor:
         await self._page.press("#frames input[type=number]", "Enter")
 
     async def act(self) -> None:
-        """Do something, then look at all that there is to see."""
+        """Do something, then look at all that there is to see. Of four visitors each begins with something else."""
         actions: list[Callable[[], Awaitable[None]]] = [self.upload, self.upload, self.reload, self.other_tab]
+        first = [self.upload_start, (self.generate, self.clear, self.reload, self.other_tab)[self._number % 4]]
         if self.holds:
             actions += [self.clear, self.put_back]
         if "start" in self.holds:
             actions += [self.generate, self.cancel]
-        action = self._rng.choice(actions)
+        action = first[len(self.did)] if len(self.did) < len(first) else self._rng.choice(actions)
         self.did.append(action.__name__)
         await action()
         await self.look()
 
-    async def upload(self) -> None:
+    async def upload_start(self) -> None:
+        await self.upload("start")
+
+    async def upload(self, slot: str = "") -> None:
         """Or replace."""
-        slot, size = self._rng.choice(SLOTS), self._sizes.pop(0)
+        slot, size = slot or self._rng.choice(SLOTS), self._sizes.pop(0)
         data = png(self._colours[self._number], size)
         await self._page.set_input_files(
             f"#{slot} input[type=file]", {"name": f"{size[0]}.png", "mimeType": "image/png", "buffer": data}
@@ -296,13 +303,22 @@ class Visitor:
         assert nearest == self._number, f"visitor {self._number} sees {nearest}'s {colour} in {where}: {self.did}"
 
 
-async def crowd(folder: Path, *, visitors: int, seconds: float, pause: float, idle: float, seed: str) -> Seen:
+async def crowd(
+    folder: Path, *, visitors: int, seconds: float, pause: float, idle: float, seed: str, apart: bool = False
+) -> Seen:
     """Let that many browsers use one server at random for so long, each with up to `pause` seconds between two actions.
 
-    `idle` seconds are listened to before and after.
+    `idle` seconds are listened to before and after. `apart`: the server has a core to itself, where there are several;
+    twenty browsers that take all of them would be heard as its lag.
     """
     port = free_port()
-    with serving(folder, "-m", "tests.visited_app", str(folder / "root"), str(port), port=port) as server:
+    first, *others = sorted(os.sched_getaffinity(0))
+    own, rest = ([first], others) if apart and others else ([first, *others],) * 2
+    with ExitStack() as entered:
+        with _on_cores(own):
+            served = serving(folder, "-m", "tests.visited_app", str(folder / "root"), str(port), port=port)
+            server = entered.enter_context(served)
+        entered.enter_context(_on_cores(rest))
         async with async_playwright() as playwright, open_store(folder / "root", cleanup_interval=None) as store:
             browser = await playwright.chromium.launch(executable_path=chromium_path(), args=list(FLAGS))
             try:
@@ -312,6 +328,17 @@ async def crowd(folder: Path, *, visitors: int, seconds: float, pause: float, id
         logged = server.log.read_text()
         assert not ERRORS.search(logged), logged
         return seen
+
+
+@contextmanager
+def _on_cores(cores: Iterable[int]) -> Iterator[None]:
+    """What this thread starts in the block runs on these."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 async def _visited(
@@ -339,7 +366,7 @@ async def _visited(
             if ends is None:
                 await visitor.open()
                 return
-            while anyio.current_time() < ends:
+            while anyio.current_time() < ends or len(visitor.did) < 2:
                 await visitor.act()
                 await anyio.sleep(random.Random(f"{seed}.{len(visitor.did)}").uniform(0, pause))
             videos.append(await visitor.leave())
@@ -347,12 +374,13 @@ async def _visited(
             error.add_note(f"seed {seed!r}, visitor {crowd.index(visitor)}: {visitor.did}, holds {visitor.holds}")
             raise
 
+    await _stalls(server)
     for opened in (False, True):
         ends = anyio.current_time() + seconds if opened else None
         async with anyio.create_task_group() as group:
             for visitor in crowd:
                 group.start_soon(visit, visitor, ends)
-    busy = await _heard(server)
+    busy, stalls = await _heard(server), await _stalls(server)
     await browser.close()
     await anyio.sleep(idle / 2)  # pages that are gone are noticed
     await _heard(server)
@@ -366,7 +394,14 @@ async def _visited(
         lag_of(before, after),
         lag_of(busy),
         lag_of(Heard(own, array("d", bytes(8 * len(own))))),
+        [frozenset(packages) for packages in stalls],
     )
+
+
+async def _stalls(server: Server) -> list[list[str]]:
+    async with httpx.AsyncClient(timeout=30) as client:
+        stalls: list[list[str]] = (await client.get(f"{server.url}stalls")).json()
+    return stalls
 
 
 async def _heard(server: Server) -> Heard:

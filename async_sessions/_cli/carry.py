@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 from rich.filesize import decimal
 
 from async_sessions._bundle import Bundle
-from async_sessions._cli.options import DEFAULT_ROOT, AsJson, Key, Root, on_store
+from async_sessions._cli.options import DEFAULT_ROOT, LOOKING, AsJson, Key, Root, on_store
 from async_sessions._cli.terminal import Output, fail, progress
 from async_sessions._spool import opened
 from async_sessions.bundle import MAX_BYTES, MAX_FILES, export_session, import_session
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from async_sessions.store import SessionStore
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The bundle, a ZIP.")]
-
-# so long that the session's use is not recorded, and that what expired can be taken along until a sweep takes it
-_LOOKING = timedelta(days=36_500)
 
 
 def export_(
@@ -47,7 +43,7 @@ def export_(
         await export_session(await store.open_by_key(key), file, jobs=jobs)
 
     with progress("exporting"):
-        on_store(root, write, ttl=_LOOKING)
+        on_store(root, write, ttl=LOOKING)
     size = file.stat().st_size
     if as_json:
         Output().json([{"key": key, "file": str(file), "byte_size": size}])
@@ -63,7 +59,10 @@ def import_(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new session of a bundle. Its owner gets at it by its id alone, which is shown now or never."""
+    """Make a new session from a bundle.
+
+    Only its id opens it in an app, and only --show-id prints that: it can't be had later.
+    """
     if not os.path.isfile(file):
         fail(f"There is no file {file}.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -12,7 +12,7 @@ import typer
 from rich.filesize import decimal
 
 from async_sessions import _keys
-from async_sessions._cli.options import DEFAULT_ROOT, AsJson, Root, on_store
+from async_sessions._cli.options import DEFAULT_ROOT, LOOKING, AsJson, Root, on_store
 from async_sessions._cli.terminal import PROBLEMS, Output, age, at, plain
 from async_sessions.dispatch._job import LocalJob
 from async_sessions.dispatch._lease import lives
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, as `jobs ls` prints it.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over; exit code 1 if it failed.")]
-
-# so long that looking at a session never finds it expired, nor records its use
-_LOOKING = timedelta(days=36_500)
 
 app = typer.Typer(name="jobs", help="Look after the jobs of a store, beside the app that runs them.")
 
@@ -58,7 +55,7 @@ class Row(msgspec.Struct, frozen=True):
 @app.command("ls")
 def ls(
     root: Root = DEFAULT_ROOT,
-    everything: Annotated[bool, typer.Option("--all", help="Those that are over, too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also jobs that are over.")] = False,
     session: Annotated[str | None, typer.Option(metavar="KEY", help="Only those of one session.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +73,7 @@ def ls(
         living = await living_of({job.owner for job in found if job.unfinished}, store)
         return store.clock(), [row_of(job, living) for job in sorted(found, key=lambda job: job.submitted_at)]
 
-    (now, found), heard = on_store(root, rows, ttl=_LOOKING)
+    (now, found), heard = on_store(root, rows, ttl=LOOKING)
     if as_json:
         Output().json(found)
     else:
@@ -142,7 +139,7 @@ def show(job_id: JobId, root: Root = DEFAULT_ROOT, follow: Follow = False, as_js
             Output().pairs(described(entry, living, store.clock()))
         return await followed(job, as_json=as_json) if follow else entry
 
-    entry, _ = on_store(root, look, ttl=_LOOKING)
+    entry, _ = on_store(root, look, ttl=LOOKING)
     if follow and entry.status != "succeeded":
         raise typer.Exit(PROBLEMS)
 
@@ -154,7 +151,7 @@ def cancel(job_id: JobId, root: Root = DEFAULT_ROOT, as_json: AsJson = False) ->
     async def ask(store: SessionStore) -> JobInfo:
         return await (await opened(store, job_id)).cancel()
 
-    entry, _ = on_store(root, ask, ttl=_LOOKING)
+    entry, _ = on_store(root, ask, ttl=LOOKING)
     if as_json:
         Output().json([entry])
     elif entry.unfinished:
@@ -185,7 +182,7 @@ def retry(job_id: JobId, root: Root = DEFAULT_ROOT, follow: Follow = False, as_j
             Output().pairs([("job", entry.id), ("status", await prospect(store))])
         return await followed(await opened(store, entry.id), as_json=as_json) if follow else entry
 
-    entry, _ = on_store(root, submit, ttl=_LOOKING)
+    entry, _ = on_store(root, submit, ttl=LOOKING)
     if follow and entry.status != "succeeded":
         raise typer.Exit(PROBLEMS)
 

@@ -44,7 +44,10 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def ls(root: Root = DEFAULT_ROOT, ttl: Ttl = DEFAULT_TTL, max_age: MaxAge = None, as_json: AsJson = False) -> None:
-    """List the sessions, those changed last first. What can't be read is told, and is exit code 1."""
+    """List the sessions, the last changed first.
+
+    Those that can't be read are named on stderr; the exit code is 1 then.
+    """
 
     async def rows(store: SessionStore) -> tuple[datetime, list[Row]]:
         found = [row_of(info) async for info in store.sessions()]

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import anyio
 import typer
@@ -31,7 +31,7 @@ from async_sessions.store import SessionStore, open_store
 
 T = TypeVar("T")
 
-Root = Annotated[str, typer.Option("--root", envvar="ASYNC_SESSIONS_ROOT", help="The store: a folder, or a URL.")]
+Root = Annotated[str, typer.Option("--root", envvar="ASYNC_SESSIONS_ROOT", help="The store's folder.")]
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The session's key, as `ls` prints it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 Ttl = Annotated[
@@ -51,6 +51,9 @@ Grace = Annotated[
     ),
 ]
 DEFAULT_ROOT, DEFAULT_TTL, DEFAULT_GRACE = "~/sessions", "24h", "1h"
+
+# a ttl so long that no look finds a session expired, or records its use: what expired is there until a sweep takes it
+LOOKING: Final = timedelta(days=36_500)
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _PERIOD = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -119,11 +122,12 @@ def _wake(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _store_at(root: str, create: bool, options: dict[str, Any]) -> SessionStore:
-    if "://" not in root:
-        _check_folder(root, create)
+    if "://" in root:
+        fail(f"{root} is no folder, and no other process has what is in memory. Give your app's folder: --root FOLDER")
+    _check_folder(root, create)
     try:
         return open_store(root, cleanup_interval=None, **options)
-    except (ValueError, RuntimeError) as error:  # no such backend, no such home
+    except (ValueError, RuntimeError) as error:  # periods that make no sense, no such home
         fail(str(error))
 
 

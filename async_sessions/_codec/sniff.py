@@ -10,7 +10,6 @@ from async_sessions.errors import ImageRejectedError
 if TYPE_CHECKING:
     from async_sessions.records import Limits
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "AVIF", "HEIC")
 MEDIA_TYPES: Final = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}  # of what is stored
 
 _SIGNATURES: Final = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}
@@ -45,7 +44,7 @@ _TEXT_HEAD: Final = 1024  # bytes of a text file that are searched for its root 
 
 
 def sniff(data: bytes | bytearray, limits: Limits) -> str:
-    """The file's format, one of `FORMATS`. Anything else is refused by its name, where it has one."""
+    """The file's format, one of `records.FORMATS`. Anything else is refused by its name, where it has one."""
     head = bytes(data[:_TEXT_HEAD])
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         found, name = "WEBP", "a WebP image"
@@ -91,5 +90,4 @@ def _name_of(head: bytes) -> str:
 
 
 def _listed(formats: tuple[str, ...]) -> str:
-    taken = [form for form in formats if form in FORMATS]
-    return " or ".join([", ".join(taken[:-1]), taken[-1]] if len(taken) > 1 else taken) or "nothing at all"
+    return " or ".join([", ".join(formats[:-1]), formats[-1]] if len(formats) > 1 else formats)

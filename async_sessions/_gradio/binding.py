@@ -6,8 +6,8 @@ Gradio hands the request to a handler by its annotation, so every annotation of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import gradio as gr
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 ImageComponent: TypeAlias = gr.Image | gr.ImageEditor
 
+_NO_VALUES: Final = gr.Button | gr.Dataset | gr.JSON | gr.State  # of users
+
 _logger = logging.getLogger("async_sessions")
 
 
@@ -55,6 +57,8 @@ class Binding:
         self.images = dict(images)
         self.state = dict(state)
         self.question = element()
+        self._keepers: dict[str, Callable[[Dependency], Dependency]] = {}
+        self.looked: Dependency  # from `listen` on: the page has heard that another tab has changed something
 
     def check_slots(self, slots: Iterable[str]) -> None:
         """`InvalidKeyError` for one that no image is bound to."""
@@ -74,11 +78,19 @@ class Binding:
             page.load(self._restore, None, bound, **QUIET)
         looked = {"trigger_mode": "always_last", **QUIET}
         self.question.focus(self._refresh, None, [*bound, self.question], **looked)
-        changes.append(self.question.change(_nothing, None, None, **looked))
+        self.looked = self.question.change(_nothing, None, None, **looked)
+        changes.append(self.looked)
         answered = self.question.select(
             self._answer, None, [*self.images.values(), self.question], trigger_mode="multiple", **QUIET
         )
         return [*changes, answered]
+
+    def keep_after(self, event: Dependency) -> list[Dependency]:
+        """Keep the images that an event of the app's own puts there; `ValueError` where it puts none."""
+        slots = [slot for slot, image in self.images.items() if image._id in event["outputs"]]
+        if not slots:
+            raise ValueError("None of the images that bind() was given is an output of this event.")
+        return [self._keepers[slot](event) for slot in slots]
 
     async def restored(self, request: gr.Request, *, fill: bool = False) -> dict[Component, Any]:
         """What the bound components shall show. `fill`: nothing, where the session holds nothing."""
@@ -133,6 +145,13 @@ class Binding:
         if isinstance(image, gr.ImageEditor):
             stored.append(image.apply(upload, image, self.question, **uploading))
         cleared = image.clear(clear, None, image, trigger_mode="multiple", **options)
+
+        def keep_after(event: Dependency) -> Dependency:
+            kept: Dependency = event.then(upload, image, self.question, **uploading)
+            settled: Dependency = kept.then(settle, image, image, **settling)
+            return settled
+
+        self._keepers[slot] = keep_after
         return [event.then(settle, image, image, **settling) for event in (*stored, cleared)]
 
     def _bind_state(self, name: str, component: Component) -> None:
@@ -211,7 +230,7 @@ def _nothing() -> None:
 
 def _check_value(name: str, component: Component) -> None:
     """What is kept comes from browsers, and back through the component: none that takes it for files or for code's."""
-    if getattr(component, "data_model", None) is not None or isinstance(component, gr.JSON | gr.State):
+    if getattr(component, "data_model", None) is not None or isinstance(component, _NO_VALUES):
         raise TypeError(
             f"state={{{name!r}: ...}} keeps plain values that users enter, not what a {type(component).__name__} "
             "holds; images= keeps images."

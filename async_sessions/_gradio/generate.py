@@ -5,7 +5,6 @@ Gradio hands the request to a handler by its annotation, so every annotation of 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -16,6 +15,7 @@ import gradio as gr
 from cachetools import LRUCache
 from msgspec.structs import replace
 
+from async_sessions._gradio.buttons import Buttons
 from async_sessions._gradio.html import message_html, warn
 from async_sessions._gradio.listeners import QUIET, Payload
 from async_sessions._gradio.payloads import file_of
@@ -26,7 +26,6 @@ from async_sessions.errors import (
     CorruptBlobError,
     JobNotFoundError,
     SessionNotFoundError,
-    StorageError,
     StoreClosedError,
 )
 from async_sessions.jobs import Progress, Succeeded
@@ -63,6 +62,7 @@ class Generate:
         dispatcher: Dispatcher,
         *,
         images: Mapping[str, Component],
+        state: Mapping[str, Component],
         slots: Mapping[str, Collection[str]],
         pipeline: Component | str,
         button: gr.Button,
@@ -74,6 +74,7 @@ class Generate:
         self._visits = visits
         self._dispatcher = dispatcher
         self._images = images
+        self._state = state
         self._slots = slots
         self._pipeline = pipeline
         self._button = button
@@ -81,8 +82,8 @@ class Generate:
         self._result = result
         self._bar = bar
         self._question = question
-        self._buttons = [button] if cancel is None else [button, cancel]
-        self._outputs = [bar, result.component, *self._buttons]
+        self._buttons = Buttons(button, cancel)
+        self._outputs = [bar, result.component, *self._buttons.all]
         # by page: the answer that follows runs; those it asked for and has not seen; its session, if it sends no cookie
         self._followers: LRUCache[PageKey, object] = LRUCache(MAX_PAGES)
         self._asked: LRUCache[PageKey, list[str]] = LRUCache(MAX_PAGES)
@@ -95,15 +96,16 @@ class Generate:
 
         async def generate(request: gr.Request, *values: Any) -> AsyncGenerator[Any, None]:
             name = pipeline if isinstance(pipeline, str) else str(values[0])
-            given, shown = values[len(chooser) :][: len(params)], values[len(chooser) + len(params) :]
-            wanted = {key: value for key, value in zip(params, given, strict=True) if value is not None}
-            updates = self._generated(request, name, wanted, dict(zip(self._images, shown, strict=True)))
+            rest = iter(values[len(chooser) :])
+            given, kept, shown = (dict(zip(names, rest, strict=False)) for names in (params, self._state, self._images))
+            wanted = {key: value for key, value in given.items() if value is not None}
+            updates = self._generated(request, name, wanted, kept, shown)
             async with aclosing(updates):
                 async for update in updates:
                     yield update
 
-        page.load(self._show_last, None, self._result.component, **QUIET)
-        inputs = [*chooser, *params.values(), *self._images.values()]
+        page.load(self._show_last, None, [self._result.component, self._bar], **QUIET)
+        inputs = [*chooser, *params.values(), *self._state.values(), *self._images.values()]
         clicked: Dependency = self._button.click(
             generate, inputs, [*self._outputs, self._question], preprocess=False, **QUIET
         )
@@ -114,31 +116,41 @@ class Generate:
         if self._cancel is not None:
             self._cancel.click(self._cancel_all, None, None, trigger_mode="multiple", **QUIET)
         picked_up = page.load(self._follow, None, self._outputs, **QUIET)
-        picked_up.then(self._rest, None, self._buttons, **QUIET)
+        picked_up.then(self._rest, None, self._buttons.all, trigger_mode="multiple", **QUIET)
         return picked_up
+
+    def look_after(self, event: Dependency) -> None:
+        """Show what another tab may have made or begun, after an event by which the page hears of it."""
+        event.then(self._show_last, None, [self._result.component, self._bar], trigger_mode="multiple", **QUIET)
+        self.follow_after(event)
 
     def follow_after(self, event: Dependency) -> Dependency:
         """Follow what `event` may have begun."""
         followed: Dependency = event.then(self._follow, None, self._outputs, trigger_mode="multiple", **QUIET)
-        followed.then(self._rest, None, self._buttons, **QUIET)
+        followed.then(self._rest, None, self._buttons.all, trigger_mode="multiple", **QUIET)
         return followed
 
     async def _generated(
-        self, request: gr.Request, pipeline: str, params: Mapping[str, Any], shown: Mapping[str, Payload | None]
+        self,
+        request: gr.Request,
+        pipeline: str,
+        params: Mapping[str, Any],
+        values: Mapping[str, Any],
+        shown: Mapping[str, Payload | None],
     ) -> AsyncGenerator[Any, None]:
         page: PageKey | None = None
         takes = self._slots.get(pipeline, self._images)
-        yield {self._button: gr.update(interactive=False), self._bar: message_html("Storing the images")}
         submitted = False
         try:
             page = await self._visits.page(request)
+            yield {**self._buttons.submitting(page), self._bar: message_html("Storing the images")}
             if (session := await self._visits.session(request) or self._guests.get(page)) is None:
                 # without a cookie the run has a session of its own, which ends when it is not followed any more
                 session = self._guests[page] = await self._visits.store.create_session()
             key = await self._visits.signer()
             files = {slot: await file_of(self._images[slot], payload, key) for slot, payload in shown.items()}
             taken = {slot: file for slot, file in files.items() if file is not None and slot in takes}
-            images = await self._visits.tabs.keep_shown(request, session, taken)
+            images = await self._visits.tabs.keep_shown(request, session, taken, values)
             wanted = await session.generation_request(pipeline, slots=(), params=params)
             job = await self._dispatcher.submit(replace(wanted, inputs=images))
             submitted = True
@@ -158,18 +170,13 @@ class Generate:
     async def _show_last(self, request: gr.Request) -> Any:
         """What the session made last."""
         try:
-            if (found := await self._visits.found(request)) is None:
-                return gr.skip()
-            session, _ = found
-            for job in reversed(await self._runs(session)):
-                try:
-                    if (made := await self._result.of(self._visits, session, job.outputs.values())) is not None:
-                        return made
-                except StorageError as error:
-                    warn("A result can't be shown", error)
+            page, session = await self._visits.page(request), await self._session(request)
+            runs = [] if session is None else await self._runs(session)
+            made = await self._result.news(self._visits, page, session, runs)
         except AsyncSessionsError as error:
             _logger.warning("a session's last result can't be shown: %s", error)  # the page says so already
-        return gr.skip()
+            return gr.skip()
+        return {self._result.component: made, **({self._bar: ""} if made is None else {})}
 
     async def _follow(self, request: gr.Request) -> AsyncGenerator[Any, None]:
         """What this page has asked for and not seen yet, and what else of the session is not over, one by one.
@@ -197,6 +204,8 @@ class Generate:
                             yield gr.skip()
                             continue
                         latest = {**self._meanwhile(page), **update}
+                        if self._result.component in update:
+                            self._result.shows(page, entry.id)
                         yield latest
                 told.discard(entry.id)
                 if entry.id in (asked := self._asked.get(page, [])):
@@ -299,13 +308,12 @@ class Generate:
             warn("The run was not cancelled", error)
 
     def _meanwhile(self, page: PageKey) -> Updates:
-        """The buttons while a run goes on: one more may be queued, but by a session that others could come back to."""
-        cancel: Updates = {} if self._cancel is None else {self._cancel: gr.update(interactive=True)}
-        return {self._button: gr.update(interactive=page not in self._guests), **cancel}
+        """One more may be queued, but by a session that others could come back to."""
+        return self._buttons.meanwhile(page, more=page not in self._guests)
 
     async def _rest(self, request: gr.Request) -> Any:
-        with contextlib.suppress(AsyncSessionsError):  # the page says so already
-            if await self._visits.page(request) in self._followers:
-                return gr.skip()
-        rested: Any = gr.update(interactive=True)
-        return rested if self._cancel is None else (rested, gr.update(interactive=False))
+        try:
+            page = await self._visits.page(request)
+        except AsyncSessionsError:
+            return self._buttons.rested()  # the page says so already
+        return gr.skip() if page in self._followers else self._buttons.rest(page)

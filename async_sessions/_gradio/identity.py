@@ -25,12 +25,15 @@ T = TypeVar("T")
 _USER: Final = "/gradio_api/user"
 _OF_THE_BODY: Final = (b"accept-encoding", b"content-length", b"content-type", b"range", b"transfer-encoding")
 _NAME: Final = "async_sessions"
+_APPS: Final = 16  # of one origin; their pages share the storage
+_LONGEST: Final = 512  # characters of a name and a token
 
 
 class Tokens:
     """A signed token in the page's own storage, which the listeners that are registered within `carried` get along.
 
-    A `BrowserState` mounts only where it is visible when the page opens: so it is put at the root of each page.
+    A `BrowserState` mounts only where it is visible when the page opens: so it is put at the root of each page. All
+    apps of an origin share it: each has a token of its own there, by the name of its cookie.
     """
 
     def __init__(self, minted: Callable[[gr.Request, object], Any]) -> None:
@@ -98,6 +101,16 @@ class Tokens:
             return await answer if inspect.isawaitable(answer) else answer
 
         return call
+
+
+def tokens_in(stored: object) -> dict[str, str]:
+    """By name, of whatever a client sent. It is stored as pairs: a mapping Gradio may take for something else."""
+    found: dict[str, str] = {}
+    for pair in stored[-_APPS:] if isinstance(stored, list) else ():
+        match pair:
+            case [str(name), str(token)] if len(name) + len(token) <= _LONGEST:
+                found[name] = token
+    return found
 
 
 def carrying(method: Callable[P, T]) -> Callable[P, T]:

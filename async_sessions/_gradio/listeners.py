@@ -20,8 +20,6 @@ Payload: TypeAlias = dict[str, Any]  # a file as the browser names it; Gradio ch
 # Any number at once (Gradio's default is one for all users), no part of the app's own API, and no spinner over what the
 # user looks at.
 QUIET: Final[Mapping[str, Any]] = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
-
-
 _AT_ONCE: Final = 2_000  # events, of all pages; Gradio looks through as many places 100 times a second
 
 

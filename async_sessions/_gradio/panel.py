@@ -110,7 +110,8 @@ class Panel:
         self.cleared = sure.click(self._clear_all, None, outputs, **QUIET)
 
     def show_after(self, event: Dependency) -> None:
-        event.then(self.show, [self._held, self._recent], self._own, preprocess=False, **QUIET)
+        listen = {"preprocess": False, "trigger_mode": "always_last", **QUIET}
+        event.then(self.show, [self._held, self._recent], self._own, **listen)
 
     async def show(self, held: Any, recent: Any, request: gr.Request) -> Any:
         """`held` and `recent` are what is chosen in this page; it stays while there is such an image."""

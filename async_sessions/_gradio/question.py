@@ -100,10 +100,10 @@ def element() -> gr.HTML:
     return gr.HTML("", js_on_load=_SCRIPT, container=False, padding=False, elem_classes="async-sessions-question")
 
 
-def question_html(conflicts: Iterable[Conflict], revision: str = "") -> str:
+def question_html(conflicts: Iterable[Conflict], revision: str | None = None) -> str:
     """Nothing to be seen for no conflict; another `revision` of the session is another value, which is a `change`."""
     parts = "".join(map(_part, conflicts))
-    news = f'<span hidden data-revision="{revision}"></span>' if revision else ""
+    news = f'<span hidden data-revision="{revision}"></span>' if revision is not None else ""
     if not parts:
         return news
     return news + (

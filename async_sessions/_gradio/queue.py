@@ -54,12 +54,18 @@ class Queue:
                 retry = gr.Button("Retry", size="sm", min_width=100)
                 cancel = gr.Button("Cancel", size="sm", variant="stop", min_width=100)
                 self._cancel_all = gr.Button("Cancel all", size="sm", variant="stop", min_width=100, interactive=False)
-        self._video = gr.Video(label="Result", interactive=False, visible=False)
-        self._images = gr.Gallery(label="Result", interactive=False, visible=False)
-        self._files = gr.File(label="Files of the result", interactive=False, visible=False)
+        # Each in a place that is shown or not: Gradio looks into the video of an update on the event loop, with ffprobe
+        # where there is one.
+        with gr.Column(visible=False) as video:
+            self._video = gr.Video(label="Result", interactive=False)
+        with gr.Column(visible=False) as images:
+            self._images = gr.Gallery(label="Result", interactive=False)
+        with gr.Column(visible=False) as files:
+            self._files = gr.File(label="Files of the result", interactive=False)
         listen = {"preprocess": False, **QUIET}
         self._results = [self._video, self._images, self._files]
-        show.click(self._show, self._choice, self._results, **listen)
+        self._places = [video, images, files]
+        show.click(self._show, self._choice, [*self._results, *self._places], **listen)
         self.retried = retry.click(self._retry, self._choice, None, **listen)
         for event in (
             cancel.click(self._cancel, self._choice, None, **listen),
@@ -78,11 +84,11 @@ class Queue:
     def empty_after(self, event: Dependency) -> None:
         """For what clears the session."""
         nothing = runs_html((), self._visits.store.clock())
-        outputs = [self.list, self._choice, self._cancel_all, *self._results]
+        outputs = [self.list, self._choice, self._cancel_all, *self._results, *self._places]
 
         def empty() -> Any:
-            hidden = gr.update(value=None, visible=False)
-            return nothing, gr.update(choices=[], value=None), gr.update(interactive=False), *(hidden,) * 3
+            rest = gr.update(choices=[], value=None), gr.update(interactive=False)
+            return nothing, *rest, *(None,) * 3, *(gr.update(visible=False),) * 3
 
         event.success(empty, None, outputs, **QUIET)
 
@@ -159,11 +165,8 @@ class Queue:
         except AsyncSessionsError as error:
             warn("The result can't be shown", error)
             return gr.skip()
-        return {
-            self._video: gr.update(value=next(iter(videos), None), visible=bool(videos)),
-            self._images: gr.update(value=images or None, visible=bool(images)),
-            self._files: gr.update(value=files or None, visible=bool(files)),
-        }
+        shown = next(iter(videos), None), images or None, files or None
+        return *shown, *(gr.update(visible=bool(each)) for each in (videos, images, files))
 
     async def _retry(self, choice: Any, request: gr.Request) -> None:
         try:

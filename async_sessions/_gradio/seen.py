@@ -6,7 +6,7 @@ nothing. All of this is lost with the process, and of a page that is not known n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakValueDictionary
 
@@ -27,6 +27,7 @@ _ACTS: Final = 8192  # slots and values that a user has just touched
 _PAGE_CHARACTERS: Final = 64  # Gradio's have a dozen
 
 EMPTY: Final = ""  # the digest of no image
+VALUE: Final = "value "  # and its name: what a value is known by; no slot has a space
 
 
 class Seen:
@@ -50,6 +51,20 @@ class Seen:
     def seen(self, request: gr.Request, key: str, name: str) -> Any:
         """What `saw` was told last; `None` for nothing."""
         return self._pages(key).get((page_of(request), name))
+
+    def shows(self, request: gr.Request, key: str, name: str, what: Any) -> bool:
+        return self.knows(request, key, name) and bool(self.seen(request, key, name) == what)
+
+    def all_of(self, key: str) -> dict[tuple[str, str], Any]:
+        """What all pages of a session have seen, by page and name."""
+        return dict(self._pages(key))
+
+    def lost(self, key: str, seen: Mapping[tuple[str, str], Any]) -> None:
+        """A session has expired: its slots are empty, whatever its pages still show of what they had `seen`."""
+        pages = self._pages(key)
+        for known, what in seen.items():
+            if " " not in known[1] and pages.get(known) == what:
+                pages[known] = EMPTY
 
     def forget(self, key: str, prefix: str = "") -> None:
         """Of every page of a session, what has a name that begins like that."""

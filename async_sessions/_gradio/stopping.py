@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import signal
 import subprocess
 import threading
@@ -84,10 +86,27 @@ def _leave(demo: gr.Blocks, held: Held) -> None:
     held.close_from_thread()
     if demo.is_running:
         demo.server.config.timeout_graceful_shutdown = 1  # an open page streams without end; don't wait for it
-        demo.close()
+        with _streams_are_cut():
+            demo.close()
     if (node := getattr(demo, "node_process", None)) is not None:
         node.terminate()
         try:
             node.wait(_NODE_WITHIN)
         except subprocess.TimeoutExpired:
             node.kill()
+
+
+@contextlib.contextmanager
+def _streams_are_cut() -> Iterator[None]:
+    """Meanwhile uvicorn does not tell as errors, with a traceback each, that it cut what it was asked to cut."""
+    logger = logging.getLogger("uvicorn.error")
+    logger.addFilter(_is_no_cut_stream)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_cut_stream)
+
+
+def _is_no_cut_stream(record: logging.LogRecord) -> bool:
+    cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut and "timeout graceful shutdown exceeded" not in record.getMessage()

@@ -1,156 +1,36 @@
-"""The open pages of a session: what users put there is kept, what is kept is shown, nothing unseen is undone."""
+"""The open pages of a session: what is kept is shown, in all of them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import gradio as gr
-from cachetools import LRUCache
 from gradio.utils import get_upload_folder
 
 from async_sessions._gradio import cache
 from async_sessions._gradio.html import warn
-from async_sessions._gradio.payloads import brief, path_of
-from async_sessions._gradio.question import Conflict, GoneError, UndecidedError, UnseenError, question_html
-from async_sessions._gradio.seen import EMPTY, Seen, mark, page_of
-from async_sessions.errors import (
-    ImageRejectedError,
-    QuotaExceededError,
-    RevisionConflictError,
-    SessionNotFoundError,
-    StorageError,
-)
+from async_sessions._gradio.keeping import Keeping
+from async_sessions._gradio.payloads import path_of
+from async_sessions._gradio.question import GoneError
+from async_sessions._gradio.seen import EMPTY, VALUE, mark, page_of
+from async_sessions.errors import SessionNotFoundError, StorageError
 
 if TYPE_CHECKING:
+    import gradio as gr
+
     from async_sessions._gradio.listeners import Payload
-    from async_sessions._gradio.visits import Visits
     from async_sessions.records import ImageRecord
     from async_sessions.session import Session
 
-_REMEMBERED: Final = 4096  # images on open pages, of which it is known what the session holds
-_VALUE: Final = "value "  # and a name: what `Seen` knows a value by; no slot has such a name
-
-_REVISION: Final = " revision"
+_REVISION: Final = " revision"  # what `Seen` knows it by
 _UNSET: Final = object()  # of a value that the session does not have
 
 _logger = logging.getLogger("async_sessions")
 
 
-class Tabs:
-    """By `name` and slot, for the page that sent a request. What is shown of a session is what its pages have seen."""
-
-    def __init__(self, visits: Visits) -> None:
-        self._visits = visits
-        self._seen = Seen()
-        # by session key, slot and path: the blob; by page and slot: the path
-        self._shown: LRUCache[tuple[str, str, str], str] = LRUCache(_REMEMBERED)
-        self._refused: LRUCache[tuple[str, str], str] = LRUCache(_REMEMBERED)
-
-    async def keep(self, request: gr.Request, slot: str, payload: Payload) -> None:
-        """Store an upload. Raises what `store_image` does; `ImageRejectedError` for a payload without a file.
-
-        `UndecidedError` where the slot holds an image by now that this page has not shown.
-        """
-        self._seen.act(request, slot)
-        async with self._seen.turn(request, slot):
-            if (session := await self._visits.session(request)) is None:
-                gr.Warning("This image is not kept: your browser sends no cookie. Allow cookies for this site.")
-                return
-            self._seen.answered(request, session.key, slot)
-            path = path_of(payload)
-            self._shown.setdefault((session.key, slot, path), EMPTY)  # it goes with the session
-            try:
-                held = (await self._visits.images_of(request)).get(slot)
-                if held is None or not await cache.holds(path, held):  # an editor uploads what it is made to show
-                    held = await self._put(request, session, slot, payload)
-            except (ImageRejectedError, QuotaExceededError):
-                self._refused[page_of(request), slot] = path
-                raise
-            self._seen.saw(request, session.key, slot, held.digest)
-
-    async def _put(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> ImageRecord:
-        """Store an upload; over an image that this page has not shown only after its user was asked."""
-        path = path_of(payload)
-        while True:
-            seen = self._seen.seen(request, session.key, slot)
-            try:
-                record = await session.store_image(Path(path), slot, name=payload.get("orig_name"), replaces=seen)
-            except RevisionConflictError:
-                if (other := await _image(session, slot)) is None:
-                    continue  # it is gone again
-                try:
-                    thumbnail = await (await session.read_record(other)).thumbnail()
-                except StorageError:
-                    thumbnail = None
-                self._seen.ask(request, session.key, slot, Conflict(slot, brief(payload), other, thumbnail))
-                self._seen.saw(request, session.key, slot, other.digest)
-                raise UndecidedError(question_html(self._seen.asked(request, session.key).values())) from None
-            self._shown[session.key, slot, path] = record.blob
-            return record
-
-    async def question(self, request: gr.Request, revision: str = "") -> str:
-        """About the uploads of this page that are not kept until its user says so; see `question_html`."""
-        session = await self._visits.session(request)
-        return question_html(() if session is None else self._seen.asked(request, session.key).values(), revision)
-
-    async def answered(self, request: gr.Request, slot: str) -> Payload | None:
-        """The upload that waited for this answer, if one did."""
-        session = await self._visits.session(request)
-        conflict = None if session is None else self._seen.answered(request, session.key, slot)
-        return None if conflict is None else conflict.mine
-
-    def seen(self, request: gr.Request, session: Session, slots: Iterable[str]) -> dict[str, str]:
-        """The digest of what this page has shown last, `EMPTY` for no image, by slot; where it is known."""
-        seen = {slot: self._seen.seen(request, session.key, slot) for slot in slots}
-        return {slot: digest for slot, digest in seen.items() if digest is not None}
-
-    async def put_back(self, request: gr.Request, session: Session, digest: str, slot: str) -> None:
-        """`Session.restore_recent`, but `UnseenError` over an image that this page has not shown.
-
-        It is shown then: on the panel, if no component of the page has that slot.
-        """
-        self._seen.act(request, slot)
-        async with self._seen.turn(request, slot):
-            seen = self._seen.seen(request, session.key, slot)
-            try:
-                record = await session.restore_recent(digest, slot, replaces=seen)
-            except RevisionConflictError:
-                if (held := await _image(session, slot)) is not None:
-                    self._seen.saw(request, session.key, slot, held.digest)
-                raise UnseenError(slot) from None
-            self._seen.saw(request, session.key, slot, record.digest)
-
-    async def remove(self, request: gr.Request, slot: str) -> None:
-        """Empty a slot. `UnseenError` where it holds an image by now that this page has not shown."""
-        self._seen.act(request, slot)
-        async with self._seen.turn(request, slot):
-            if (session := await self._visits.session(request)) is None:
-                return
-            self._seen.answered(request, session.key, slot)
-            while not await self._removed(request, session, slot):
-                pass
-            self._seen.saw(request, session.key, slot, EMPTY)
-
-    async def _removed(self, request: gr.Request, session: Session, slot: str) -> bool:
-        """Whether the slot is empty now; if not, something else of the session was changed in between."""
-        try:
-            info = await session.info()
-        except SessionNotFoundError:
-            return True
-        held = info.images.get(slot)
-        if held is not None and self._seen.seen(request, session.key, slot) not in (None, held.digest):
-            self._seen.saw(request, session.key, slot, held.digest)
-            raise UnseenError(slot)
-        try:
-            await session.clear_image(slot, if_revision=info.revision)
-        except SessionNotFoundError:
-            return True
-        except RevisionConflictError:
-            return False
-        return True
+class Tabs(Keeping):
+    """What is shown of a session is what its pages have seen."""
 
     async def is_outdated(self, request: gr.Request, slot: str, payload: Payload | None) -> bool:
         """Whether the page shows the upload that was refused last, or a copy of what the slot does not hold any more.
@@ -190,29 +70,27 @@ class Tabs:
         if (session := await self._visits.session(request)) is not None:
             self._seen.saw(request, session.key, _REVISION, revision)
 
-    async def keep_value(self, request: gr.Request, name: str, value: Any) -> None:
-        """Store a value, unless it is the one that was just shown to this page, or kept for it."""
-        self._seen.act(request, _VALUE + name)
-        if (session := await self._visits.session(request)) is None:
-            return
-        known = self._seen.knows(request, session.key, _VALUE + name)
-        if not known or self._seen.seen(request, session.key, _VALUE + name) != mark(value):
-            await session.update_state(**{name: value})
-            self._seen.saw(request, session.key, _VALUE + name, mark(value))
-
     async def keep_shown(
-        self, request: gr.Request, session: Session, shown: Mapping[str, Payload]
+        self, request: gr.Request, session: Session, shown: Mapping[str, Payload], values: Mapping[str, Any]
     ) -> dict[str, ImageRecord]:
-        """The images that the page shows, by slot, as `session` keeps them: stored again where it has expired.
+        """The images that the page shows, by slot, as `session` keeps them.
 
-        Where another tab has replaced what this page shows, that stays as it is. `UndecidedError` where what it
-        shows was never kept, and would go over an image that it has not shown.
+        What has expired is stored again, of `values` too what was kept: none goes but with all else. Where another tab
+        has replaced what this page shows, that stays as it is. `UndecidedError` where what it shows was never kept, and
+        would go over an image that it has not shown.
         """
+        state, seen = None, self._seen.all_of(session.key)
         try:
-            await session.info()
+            state = (await session.info()).state
         except SessionNotFoundError:
-            self._seen.forget(session.key, _VALUE)
-            await session.update_state()  # it begins anew
+            self._begins(session, seen)
+        kept = {
+            name: value
+            for name, value in values.items()
+            if name not in (state or ()) and self._seen.shows(request, session.key, VALUE + name, mark(value))
+        }
+        if kept or state is None:
+            await session.update_state(**kept)
         return {slot: await self._kept_shown(request, session, slot, payload) for slot, payload in shown.items()}
 
     async def _kept_shown(self, request: gr.Request, session: Session, slot: str, payload: Payload) -> ImageRecord:
@@ -252,7 +130,7 @@ class Tabs:
         left out, and with `news` also what this page has seen; one that is not known (the server was started
         anew) has seen all.
         """
-        memory, values = self._seen, {_VALUE + name: name for name in names}
+        memory, values = self._seen, {VALUE + name: name for name in names}
         acts = memory.acts(request, (*slots, *values))
         if (session := await self._visits.session(request)) is None:
             return {}, {}
@@ -300,16 +178,9 @@ class Tabs:
 
     def forget(self, key: str) -> list[str]:
         """Of a session that is over: the values that its pages have seen; returns the paths that only they showed."""
-        self._seen.forget(key, _VALUE)
+        self._seen.forget(key, VALUE)
         others = {path for known, _, path in self._shown if known != key}  # Gradio has one file for equal uploads
         return [path for known, _, path in self._shown if known == key and path not in others]
-
-
-async def _image(session: Session, slot: str) -> ImageRecord | None:
-    try:
-        return (await session.info()).images.get(slot)
-    except SessionNotFoundError:
-        return None
 
 
 async def _touch(session: Session) -> None:

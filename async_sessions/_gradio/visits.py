@@ -17,7 +17,7 @@ from starlette.middleware import Middleware
 
 from async_sessions import _keys
 from async_sessions._gradio import cache
-from async_sessions._gradio.identity import Tokens, gradio_user
+from async_sessions._gradio.identity import Tokens, gradio_user, tokens_in
 from async_sessions._gradio.lifespan import Held, take_over
 from async_sessions._gradio.listeners import make_room
 from async_sessions._gradio.seen import page_of
@@ -111,8 +111,11 @@ class Visits:
             return gr.skip()
         if request.username or signer.session_id(request.cookies, secure=self._is_secure(request)):
             return gr.skip()
-        signed = signer.sign_token(signer.id_of_token(token) or _keys.new_session_id())
-        return gr.skip() if signed == token else signed
+        tokens = tokens_in(token)
+        signed = signer.sign_token(signer.id_of_token(tokens.get(signer.name)) or _keys.new_session_id())
+        if tokens.get(signer.name) == signed:
+            return gr.skip()
+        return list({**tokens, signer.name: signed}.items())
 
     def note_app(self, app: Any) -> None:
         self.app = app
@@ -132,7 +135,7 @@ class Visits:
         signer = await self.signer()
         session_id = signer.session_id(request.cookies, secure=self._is_secure(request))
         if session_id is None and self.tokens is not None:
-            session_id = signer.id_of_token(self.tokens.of(request))
+            session_id = signer.id_of_token(tokens_in(self.tokens.of(request)).get(signer.name))
         return None if session_id is None else self.store.session(session_id)
 
     def _is_secure(self, request: gr.Request) -> bool:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 KEPT_LOGS: Final = 256  # of jobs that ended; older ones are told from their entry
 STOP_TIME: Final = 0.5  # seconds that a pipeline has to stop once the time to drain is over
+STORE_TIME: Final = 5.0  # seconds that what became of a job may take to store then
 
 _logger = logging.getLogger("async_sessions")
 
@@ -159,8 +160,8 @@ class Scheduler:
             while self._under_way:
                 await self._changed.wait()
 
-    async def halt(self) -> list[str]:
-        """Stop everything; returns the ids of the jobs that do not within `STOP_TIME`."""
+    async def halt(self) -> list[Scheduled]:
+        """Stop everything; returns the jobs whose pipelines do not within `STOP_TIME`."""
         self.paused = self._draining = True
         for job in self._under_way:
             job.flag.set("drained")
@@ -168,7 +169,17 @@ class Scheduler:
         with anyio.move_on_after(STOP_TIME):
             while self.busy:
                 await self._changed.wait()
-        return [job.id for job in self._under_way]
+        return [job for job in self._under_way if job.flag.in_pipeline]
+
+    async def settle(self) -> list[Scheduled]:
+        """Wait for what is only being stored; returns the jobs of which it is not within `STORE_TIME`."""
+        with anyio.move_on_after(STORE_TIME):
+            while self._being_stored():
+                await self._changed.wait()
+        return self._being_stored()
+
+    def _being_stored(self) -> list[Scheduled]:
+        return [job for job in self._under_way if not job.flag.in_pipeline]
 
     @property
     def busy(self) -> bool:

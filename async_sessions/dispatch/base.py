@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Job(Protocol):
-    """A handle to one job; any number of them may follow it."""
+    """A handle to one job; any number of them may follow it.
+
+    Any method may raise `JobNotFoundError`, once the session is gone or has forgotten the job, and `StorageError`.
+    """
 
     @property
     def id(self) -> str:
@@ -22,11 +25,11 @@ class Job(Protocol):
         ...
 
     async def info(self) -> JobInfo:
-        """The job's entry as it is stored now. `JobNotFoundError` once its session forgot it."""
+        """The job's entry as it is stored now."""
         ...
 
     async def latest(self) -> JobEvent | None:
-        """What was told last; `None` where there is nothing but the entry of a job that waits. `JobNotFoundError`."""
+        """What was told last; `None` where there is nothing but the entry of a job that waits."""
         ...
 
     def events(self, after: str | None = None) -> AsyncIterator[JobEvent]:
@@ -50,7 +53,7 @@ class Job(Protocol):
 
 
 class Dispatcher(Protocol):
-    """Runs the jobs of sessions. Used inside `async with`; `StoreClosedError` outside."""
+    """Runs the jobs of sessions. Used inside `async with`; `StoreClosedError` outside. Any method: `StorageError`."""
 
     async def __aenter__(self) -> Self: ...
 

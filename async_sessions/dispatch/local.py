@@ -23,7 +23,6 @@ from async_sessions.dispatch._log import JobLog
 from async_sessions.dispatch._scheduled import kind_of
 from async_sessions.dispatch._scheduler import Scheduler
 from async_sessions.errors import (
-    AsyncSessionsError,
     JobNotFoundError,
     QueueFullError,
     SessionNotFoundError,
@@ -58,12 +57,13 @@ class LocalDispatcher(AsyncContextManagerMixin):
     is told its new place at every change, which takes the event loop 2 to 5 µs: keep `max_queued` below 2,000.
 
     Leaving takes no more jobs, lets those on a device go on for `drain_timeout`, stops them at their next report and
-    waits for that. Whatever is not over by then waits, at no cost, for the next dispatcher of this store. So does what
-    a process leaves that was killed, once its `lease` has lapsed: a job that was under way is tried again alone then,
-    and has failed, `abandoned`, when it was interrupted `max_attempts` times. A pipeline that does not stop is told to
-    the log, and waited for; with `hard_exit` the process ends instead, with status 1, for a supervisor to start it
-    anew, and so it does while one is still being loaded. However the `async with` is left it is so; but a cancellation,
-    or an error, does not wait for `drain_timeout`.
+    waits for that; what has been made by then has 5 s to be stored. Whatever is not over after that waits, at no cost,
+    for the next dispatcher of this store. So does what a process leaves that was killed, once its `lease` has lapsed: a
+    job that was under way is tried again alone then, and has failed, `abandoned`, when it was interrupted
+    `max_attempts` times. A pipeline that does not stop is told to the log, and waited for; with `hard_exit` the process
+    ends instead, with status 1, for a supervisor to start it anew, and so it does while one is still being loaded. A
+    storage that does not answer is waited for, up to a minute. However the `async with` is left it is so; but a
+    cancellation, or an error, does not wait for `drain_timeout`, and that of a scope around it not for the storage.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class LocalDispatcher(AsyncContextManagerMixin):
         self._max_attempts = max_attempts
         self._start_paused = start_paused
         self._lease = lease
-        self.drain_timeout = drain_timeout  # whoever ends the process has to wait for so long
+        self.drain_timeout = drain_timeout  # whoever ends the process waits for so long, and then for the storage
         self._hard_exit = hard_exit
         self._open = False
 
@@ -250,22 +250,30 @@ class LocalDispatcher(AsyncContextManagerMixin):
             self._scheduler.add(entry, arrival)
 
     async def _halt(self) -> None:
-        """Stop what is under way, and see that a pipeline which goes on keeps its job, or this process, from nobody."""
-        stuck = await self._scheduler.halt()
+        """Stop what is under way, and see that what goes on all the same keeps nobody from its job, or this process."""
         try:
-            for job_id in stuck:
-                _logger.error("job %s goes back to the queue though its pipeline does not stop", job_id)
-                try:
-                    await give_back_job(job_id, store=self._store, owner=self._owner.name)
-                except AsyncSessionsError:
-                    _logger.exception("job %s could not go back; it is taken over once the lease lapsed", job_id)
+            for job in await self._scheduler.halt():
+                if job.flag.in_pipeline:  # still: the storage may have taken its time for the one before
+                    await self._give_back(job.id, "its pipeline does not stop")
+            for job in await self._scheduler.settle():
+                await self._give_back(job.id, "the storage does not take what became of it")
             if self._hard_exit and self._scheduler.busy:
                 await self._owner.resign()
         finally:
             if self._hard_exit and self._scheduler.busy:
-                _logger.critical("ending this process: its pipelines do not stop")
+                _logger.critical("ending this process: what is under way does not stop")
                 logging.shutdown()
                 os._exit(1)
+
+    async def _give_back(self, job_id: str, why: str) -> None:
+        try:
+            entry = await give_back_job(job_id, store=self._store, owner=self._owner.name)
+        except Exception:
+            # Whatever a backend raises, the other jobs are seen to.
+            _logger.exception("job %s could not go back; it is taken over once the lease lapsed", job_id)
+        else:
+            if entry is not None and entry.status == "queued":
+                _logger.error("job %s went back to the queue: %s", job_id, why)
 
     def _handle(self, session: Session, job_id: str) -> LocalJob:
         return LocalJob(session, job_id, log=self._scheduler.log, cancel=self._cancel)

@@ -33,11 +33,19 @@ class FakeRun(NamedTuple):
     params: Mapping[str, Any]
 
 
-class OutOfMemoryError(RuntimeError):
-    """Has the name and the words of torch's, where there is no torch: `fake_pipeline.fail(OutOfMemoryError())`."""
+class DeviceMemoryError(RuntimeError):
+    """What torch raises where a device's memory is full, by name and words, where there is no torch.
+
+    A job that raises it once is tried again, alone; one that raises it again then has failed:
+
+        fake_pipeline.fail(DeviceMemoryError())
+    """
 
     def __init__(self) -> None:
         super().__init__("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+DeviceMemoryError.__name__ = "OutOfMemoryError"  # which `JobError.kind` tells; torch's is known by its name, too
 
 
 class Gate:
