@@ -48,13 +48,24 @@ def blockbuster() -> Iterator[BlockBuster]:
         yield active
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """In a process of pytest-xdist, pytest-cov begins to measure twice; `no_cover` would stop only the second.
+
+    What the first has measured is nobody's: the process that started this one has imported the same modules.
+    """
+    measuring = config.pluginmanager.getplugin("_cov")
+    if hasattr(config, "workerinput") and measuring is not None and measuring.cov_controller is not None:
+        measuring.cov_controller.cov.stop()
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Three browsers at once, and no more: their processes share the cores with all others.
 
-    Coverage is measured on one loop, and not by what takes long anyway: it doubles the time.
+    Coverage is measured on one loop, and not by what takes long anyway, or where another process does the work: it
+    doubles the time.
     """
     on_uvloop = getattr(item, "callspec", None) and "uvloop" in item.callspec.id.split("-")  # type: ignore[attr-defined]
-    if on_uvloop or item.get_closest_marker("slow"):
+    if on_uvloop or item.get_closest_marker("slow") or item.get_closest_marker("browser"):
         item.add_marker(pytest.mark.no_cover)
     if item.get_closest_marker("browser") and item.get_closest_marker("xdist_group") is None:
         item.add_marker(pytest.mark.xdist_group(f"browser {BROWSER_LOTS.get(item.path.stem, 'pages')}"))

@@ -190,6 +190,13 @@ def settle(page: Page, seconds: float = 3) -> None:
         page.wait_for_timeout(20)
 
 
+def pick(page: Page, label: str, text: str) -> None:
+    """Choose what says `text` in a dropdown, in its own list: that of another may still be fading out."""
+    box = page.get_by_label(label, exact=True)
+    box.click()
+    page.locator(f"#{box.get_attribute('aria-controls')}").get_by_role("option").filter(has_text=text).click()
+
+
 def drawn_size(image: Locator) -> tuple[int, int] | None:
     """Width and height of an image as the browser draws it; None where it can not, as when another replaces it."""
     try:

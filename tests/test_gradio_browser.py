@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from tests.demo_page import LARGE, QUICK, choose, expect_size, kept, manifest, upload
 from tests.faults import files_below
 from tests.images import PLACE, jpeg_with_exif, photograph, rgba_png
-from tests.servers import Server, free_port, leave, opened, serving, wait_until
+from tests.servers import Server, free_port, leave, opened, pick, serving, wait_until
 from tests.videos import frames_of
 
 pytestmark = pytest.mark.browser
@@ -308,8 +308,7 @@ def test_a_queue_shows_several_runs_and_what_came_of_them(context: BrowserContex
     page.get_by_role("button", name="Cancel all").click()
     expect(history.get_by_role("listitem")).to_have_count(3)
     expect(history.get_by_text("Cancelled")).to_have_count(2)
-    page.get_by_label("Run", exact=True).click()
-    page.get_by_role("option").filter(has_text="Done").click()
+    pick(page, "Run", "Done")
     page.get_by_role("button", name="Show result").click()
     expect(page.locator("video:visible")).to_have_count(1)
     page.get_by_role("button", name="Retry").click()
@@ -334,13 +333,11 @@ def test_the_panel_clears_puts_back_and_carries_a_session_to_another_browser(
     assert all(0 < size <= 320 for size in sizes)
     expect(page.get_by_role("meter", name="Room in use")).to_be_visible()
 
-    page.get_by_label("Image to clear").click()
-    page.get_by_role("option").filter(has_text="start.jpg").click()
+    pick(page, "Image to clear", "start.jpg")
     page.get_by_role("button", name="Clear image").click()
     expect(recent.get_by_text("start.jpg")).to_be_visible()
     assert kept(server, context, "end.png")
-    page.get_by_label("Replaced or cleared image").click()
-    page.get_by_role("option").filter(has_text="start.jpg").click()
+    pick(page, "Replaced or cleared image", "start.jpg")
     page.get_by_role("button", name="Put back").click()
     expect(images.get_by_role("listitem")).to_have_count(2)
 
