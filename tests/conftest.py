@@ -138,12 +138,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Server]:
-    """`async-sessions demo`, for the tests of one file."""
+    """`async-sessions demo`, for the tests of one file; see `tests.demo_page.slow_runs`."""
     from tests.servers import free_port, serving
 
     folder = tmp_path_factory.mktemp("demo")
     port = free_port()
-    arguments = ("-m", "async_sessions", "demo", "--port", str(port), "--root", str(folder / "root"))
+    arguments = ("-m", "tests.paced_demo", "demo", "--port", str(port), "--root", str(folder / "root"))
     with serving(folder, *arguments, port=port) as server:
         yield server
 

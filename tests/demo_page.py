@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from async_sessions._keys import key_of_id
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 QUICK = "416 × 240 · quick"  # noqa: RUF001 - the resolution that the preview renders fastest
-LARGE = "1280 × 720"  # noqa: RUF001 - and slowest
 
 
 def manifest(server: Server, context: BrowserContext) -> dict[str, Any]:
@@ -31,6 +32,17 @@ def kept(server: Server, context: BrowserContext, *names: str) -> bool:
     """Whether the session holds images of just these file names."""
     held = [image["source_name"] for image in manifest(server, context)["images"].values()]
     return sorted(held) == sorted(names)
+
+
+@contextmanager
+def slow_runs(server: Server) -> Iterator[None]:
+    """Within this a run goes on until it is cancelled; `server` runs `tests.paced_demo`."""
+    marker = server.folder / "slow"
+    marker.touch()
+    try:
+        yield
+    finally:
+        marker.unlink()
 
 
 def upload(page: Page, slot: str, path: Path, *, at_once: bool = False) -> None:

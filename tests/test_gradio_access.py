@@ -5,21 +5,31 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, expect
 
-from tests.demo_page import LARGE, QUICK, choose, expect_size, kept, manifest, upload
+from tests.demo_page import QUICK, choose, expect_size, kept, manifest, slow_runs, upload
 from tests.hostile import HACK, HARMLESS
 from tests.images import rgba_png
 from tests.servers import Server, opened, wait_until
 
 pytestmark = pytest.mark.browser
 
-LISTS = {"Queue": "History", "Your session": "Images"}
-TABS = ("Generate", "Queue", "Your session")
+# The tabs, and what of ours is in them while something runs.
+TABS: dict[str, tuple[Literal["list", "progressbar"], str]] = {
+    "Generate": ("progressbar", "Progress of the run"),
+    "Queue": ("list", "History"),
+    "Your session": ("list", "Images"),
+}
+SHAPES: tuple[dict[str, Any], ...] = (
+    {"viewport": {"width": 1280, "height": 900}},
+    {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True},
+)
 INTERACTIVE = {"button", "checkbox", "combobox", "link", "radio", "slider", "spinbutton", "tab", "textbox", "option"}
 
 # Of our own HTML, what is hard to read: the contrast of texts (WCAG 2.2), and what does not fit into its place.
@@ -108,7 +118,8 @@ def show(page: Page, name: str) -> None:
     page.wait_for_timeout(500)  # what the tab shows comes a moment later, and is looked at as a whole
 
 
-def busy(page: Page, server: Server, photo: Path) -> None:
+@contextmanager
+def busy(page: Page, server: Server, photo: Path) -> Iterator[None]:
     """One run over, one under way and one that waits; two images, and one that was replaced."""
     opened(page, server.url)
     choose(page, QUICK)
@@ -122,14 +133,17 @@ def busy(page: Page, server: Server, photo: Path) -> None:
     expect(page.locator("#progress")).to_contain_text("Done")
     page.fill("#frames input[type=number]", "121")
     page.press("#frames input[type=number]", "Enter")
-    choose(page, LARGE)
-    page.click("#generate")
-    expect(page.locator("#progress")).to_contain_text("of 121")
-    page.click("#generate")
-    expect(page.locator("#progress")).to_contain_text("1 more waiting")
-    photo.write_bytes(rgba_png(60, 90))  # another picture of that name
-    upload(page, "start", photo)
-    wait_until(lambda: len(manifest(server, page.context)["retired"]) > 0)
+    with slow_runs(server):
+        page.click("#generate")
+        expect(page.locator("#progress")).to_contain_text("of 121")
+        page.click("#generate")
+        expect(page.locator("#progress")).to_contain_text("1 more waiting")
+        photo.write_bytes(rgba_png(60, 90))  # another picture of that name
+        upload(page, "start", photo)
+        wait_until(lambda: len(manifest(server, page.context)["retired"]) > 0)
+        yield
+        show(page, "Queue")
+        page.get_by_role("button", name="Cancel all").click()
 
 
 def test_with_the_keyboard_alone_everything_can_be_done(context: BrowserContext, server: Server, photo: Path) -> None:
@@ -142,10 +156,11 @@ def test_with_the_keyboard_alone_everything_can_be_done(context: BrowserContext,
     tab_to(page, page.locator("#frames input[type=number]"))
     page.keyboard.press("ControlOrMeta+A")
     page.keyboard.type("121")
-    press(page, "Generate")
-    expect(page.locator("#progress")).to_contain_text("of 121")
-    press(page, "Cancel", "Space")
-    expect(page.locator("#progress")).to_contain_text("Cancelled")
+    with slow_runs(server):
+        press(page, "Generate")
+        expect(page.locator("#progress")).to_contain_text("of 121")
+        press(page, "Cancel", "Space")
+        expect(page.locator("#progress")).to_contain_text("Cancelled")
 
     go_to(page, "Your session")
     choose_first(page, "Image to clear")
@@ -164,11 +179,12 @@ def test_with_the_keyboard_alone_everything_can_be_done(context: BrowserContext,
 
     go_to(page, "Queue")
     choose_first(page, "Run")
-    press(page, "Retry")
     history = page.get_by_role("list", name="History")
-    expect(page.get_by_role("list", name="Under way and waiting").get_by_role("listitem")).to_have_count(1)
-    press(page, "Cancel all", "Space")
-    expect(history.get_by_text("Cancelled")).to_have_count(2)
+    with slow_runs(server):
+        press(page, "Retry")
+        expect(page.get_by_role("list", name="Under way and waiting").get_by_role("listitem")).to_have_count(1)
+        press(page, "Cancel all", "Space")
+        expect(history.get_by_text("Cancelled")).to_have_count(2)
     go_to(page, "Your session")
     press(page, "Clear all")
     press(page, "Yes, clear all")
@@ -196,38 +212,32 @@ def check_names(page: Page) -> None:
     assert " of " in str(page.get_by_role("meter", name="Room in use").get_attribute("aria-valuetext"))
 
 
+def check_readable(page: Page, server: Server) -> None:
+    """In the dark and in the light: no text without contrast, nothing beyond the window."""
+    page.goto(f"{server.url}?__theme=dark")  # which follows the runs: it is answered as long as they go on
+    expect(page.get_by_role("tab", name="Queue")).to_be_visible()
+    assert page.evaluate("document.body.classList.contains('dark')")
+    for tab, (role, name) in TABS.items():
+        show(page, tab)
+        expect(page.get_by_role(role, name=name)).to_be_visible()
+        for theme in ("dark", "light"):
+            page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
+            texts, problems = page.evaluate(READABLE)
+            assert texts, (tab, theme)
+            assert problems == [], (tab, theme)
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), tab
+        page.evaluate("document.body.classList.add('dark')")
+
+
 def test_what_we_show_can_be_read_and_has_a_name_on_a_desktop_on_a_phone_and_in_the_dark(
     browser: Browser, context: BrowserContext, server: Server, photo: Path
 ) -> None:
     page = context.new_page()
-    busy(page, server, photo)
-    check_names(page)
-    shapes: list[dict[str, Any]] = [
-        {"viewport": {"width": 1280, "height": 900}},
-        {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True},
-    ]
-    for shape in shapes:
-        with browser.new_context(**shape, storage_state=context.storage_state()) as other:
-            page = other.new_page()
-            page.goto(f"{server.url}?__theme=dark")  # which follows the runs: it is answered as long as they go on
-            expect(page.get_by_role("tab", name="Queue")).to_be_visible()
-            assert page.evaluate("document.body.classList.contains('dark')")
-            for tab in TABS:
-                show(page, tab)
-                if tab in LISTS:
-                    expect(page.get_by_role("list", name=LISTS[tab])).to_be_visible()
-                for theme in ("dark", "light"):
-                    page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
-                    texts, problems = page.evaluate(READABLE)
-                    assert texts or tab == "Generate"  # which says nothing while nothing runs
-                    assert problems == [], (tab, theme, shape)
-                    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (tab, shape)
-                page.evaluate("document.body.classList.add('dark')")
-    page = context.pages[0]
-    show(page, "Queue")
-    cancel = page.get_by_role("button", name="Cancel all")
-    if cancel.is_enabled():
-        cancel.click()
+    with busy(page, server, photo):
+        check_names(page)
+        for shape in SHAPES:
+            with browser.new_context(**shape, storage_state=context.storage_state()) as other:
+                check_readable(other.new_page(), server)
 
 
 def test_on_a_phone_a_tap_does_what_a_click_does(browser: Browser, server: Server, photo: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_model_shows_how_far_it_is_through_a_reload_stops_when_told_and_makes_
     context: BrowserContext, server: Server, page: Page
 ) -> None:
     bar = page.locator("#progress")
-    ask(page, frames=33, steps=60)
+    ask(page, frames=81, steps=60)  # a long run
     expect(bar).to_contain_text("of 60", timeout=SLOW)
     page.goto(server.url)
     expect(bar).to_contain_text("of 60")
