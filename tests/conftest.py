@@ -139,12 +139,9 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Server]:
     """`async-sessions demo`, for the tests of one file; see `tests.demo_page.slow_runs`."""
-    from tests.servers import free_port, serving
+    from tests.demo_page import paced_demo
 
-    folder = tmp_path_factory.mktemp("demo")
-    port = free_port()
-    arguments = ("-m", "tests.paced_demo", "demo", "--port", str(port), "--root", str(folder / "root"))
-    with serving(folder, *arguments, port=port) as server:
+    with paced_demo(tmp_path_factory.mktemp("demo")) as server:
         yield server
 
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from playwright.sync_api import expect
+
 from async_sessions._keys import key_of_id
-from tests.servers import drawn_size, settle, wait_until
+from tests.servers import drawn_size, free_port, serving, settle, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,13 +38,33 @@ def kept(server: Server, context: BrowserContext, *names: str) -> bool:
 
 @contextmanager
 def slow_runs(server: Server) -> Iterator[None]:
-    """Within this a run goes on until it is cancelled; `server` runs `tests.paced_demo`."""
+    """Within this a run of a `paced_demo` goes on until it is cancelled."""
     marker = server.folder / "slow"
     marker.touch()
     try:
         yield
     finally:
         marker.unlink()
+
+
+@contextmanager
+def paced_demo(folder: Path) -> Iterator[Server]:
+    """`async-sessions demo` with its store at `folder / "root"`, whose runs `slow_runs` can hold under way."""
+    port = free_port()
+    arguments = ("-m", "tests.paced_demo", "demo", "--port", str(port), "--root", str(folder / "root"))
+    with serving(folder, *arguments, port=port) as server:
+        yield server
+
+
+def start_runs(page: Page, count: int = 1) -> None:
+    """Of 121 frames each: one is under way, and the others wait behind it."""
+    page.fill("#frames input[type=number]", "121")
+    page.press("#frames input[type=number]", "Enter")
+    page.click("#generate")
+    expect(page.locator("#progress")).to_contain_text("of 121")
+    for waiting in range(1, count):
+        page.click("#generate")
+        expect(page.locator("#progress")).to_contain_text(f"{waiting} more waiting")
 
 
 def upload(page: Page, slot: str, path: Path, *, at_once: bool = False) -> None:

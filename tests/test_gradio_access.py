@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Dialog, Locator, Page, expect
 
-from tests.demo_page import QUICK, choose, expect_size, kept, manifest, slow_runs, upload
+from tests.demo_page import QUICK, choose, expect_size, kept, manifest, slow_runs, start_runs, upload
 from tests.hostile import HACK, HARMLESS
 from tests.images import rgba_png
 from tests.servers import Server, opened, wait_until
@@ -131,13 +131,8 @@ def busy(page: Page, server: Server, photo: Path) -> Iterator[None]:
     wait_until(lambda: kept(server, page.context, photo.name, photo.name))
     page.click("#generate")
     expect(page.locator("#progress")).to_contain_text("Done")
-    page.fill("#frames input[type=number]", "121")
-    page.press("#frames input[type=number]", "Enter")
     with slow_runs(server):
-        page.click("#generate")
-        expect(page.locator("#progress")).to_contain_text("of 121")
-        page.click("#generate")
-        expect(page.locator("#progress")).to_contain_text("1 more waiting")
+        start_runs(page, 2)
         photo.write_bytes(rgba_png(60, 90))  # another picture of that name
         upload(page, "start", photo)
         wait_until(lambda: len(manifest(server, page.context)["retired"]) > 0)

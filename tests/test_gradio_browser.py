@@ -10,10 +10,20 @@ import pytest
 from PIL import Image, ImageOps
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.demo_page import QUICK, choose, expect_size, kept, manifest, slow_runs, upload
+from tests.demo_page import (
+    QUICK,
+    choose,
+    expect_size,
+    kept,
+    manifest,
+    paced_demo,
+    slow_runs,
+    start_runs,
+    upload,
+)
 from tests.faults import files_below
 from tests.images import PLACE, jpeg_with_exif, photograph, rgba_png
-from tests.servers import Server, free_port, leave, opened, pick, serving, wait_until
+from tests.servers import Server, leave, opened, pick, wait_until
 from tests.videos import frames_of
 
 pytestmark = pytest.mark.browser
@@ -167,11 +177,18 @@ def test_switching_the_model_hides_a_slot_and_never_loses_its_image_or_a_setting
     expect_size(page, "end", (700, 500))
 
 
-def test_a_run_is_picked_up_after_a_reload_and_can_be_cancelled(context: BrowserContext, server: Server) -> None:
+def without_images(context: BrowserContext, server: Server) -> Page:
+    """A page of a model that needs none."""
     page = opened(context.new_page(), server.url)
     choose(page, "t2v-A14B")
-    page.fill("#frames input[type=number]", "121")
     choose(page, QUICK)
+    return page
+
+
+def test_a_run_is_picked_up_after_a_reload_and_can_be_cancelled(context: BrowserContext, server: Server) -> None:
+    page = without_images(context, server)
+    page.fill("#frames input[type=number]", "121")
+    page.press("#frames input[type=number]", "Enter")
     with slow_runs(server):
         page.click("#generate")
         expect(page.locator("#progress [role=progressbar]")).to_be_visible()
@@ -233,22 +250,8 @@ def test_the_page_works_while_the_store_does_not_answer(
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Server]:
-    port = free_port()
-    arguments = ("-m", "tests.paced_demo", "demo", "--port", str(port), "--root", str(tmp_path / "root"))
-    with serving(tmp_path, *arguments, port=port) as server:
+    with paced_demo(tmp_path) as server:
         yield server
-
-
-def in_a_run(context: BrowserContext, server: Server) -> Page:
-    """A page that shows how far its run is."""
-    page = opened(context.new_page(), server.url)
-    choose(page, "t2v-A14B")
-    choose(page, QUICK)
-    page.fill("#frames input[type=number]", "121")
-    page.press("#frames input[type=number]", "Enter")
-    page.click("#generate")
-    expect(page.locator("#progress")).to_contain_text("of 121")
-    return page
 
 
 def test_the_server_leaves_the_store_when_it_is_terminated_under_an_open_page(
@@ -256,9 +259,8 @@ def test_the_server_leaves_the_store_when_it_is_terminated_under_an_open_page(
 ) -> None:
     server = own_server
     with slow_runs(server):
-        page = in_a_run(context, server)
-        page.click("#generate")
-        expect(page.locator("#progress")).to_contain_text("1 more waiting")
+        page = without_images(context, server)
+        start_runs(page, 2)
         assert server.stop() == 0
         jobs = manifest(server, context)["jobs"].values()
         assert {job["error"] for job in jobs} == {None}
@@ -280,7 +282,8 @@ def test_a_run_that_was_killed_with_its_server_goes_on_after_the_restart(
 ) -> None:
     server = own_server
     with slow_runs(server):
-        page = in_a_run(context, server)
+        page = without_images(context, server)
+        start_runs(page)
         server.kill()
         leave(page)
         server.start()
@@ -296,19 +299,12 @@ def test_a_run_that_was_killed_with_its_server_goes_on_after_the_restart(
 
 
 def test_a_queue_shows_several_runs_and_what_came_of_them(context: BrowserContext, server: Server) -> None:
-    page = opened(context.new_page(), server.url)
-    choose(page, "t2v-A14B")
-    choose(page, QUICK)
+    page = without_images(context, server)
     page.fill("#prompt textarea", "<img src=x onerror=alert(1)>")
     page.click("#generate")
     expect(page.locator("#progress")).to_contain_text("Done")
-    page.fill("#frames input[type=number]", "121")
-    page.press("#frames input[type=number]", "Enter")
     with slow_runs(server):
-        page.click("#generate")
-        expect(page.locator("#progress")).to_contain_text("of 121")
-        page.click("#generate")
-        expect(page.locator("#progress")).to_contain_text("1 more waiting")
+        start_runs(page, 2)
         page.get_by_role("tab", name="Queue").click()
         waiting, history = (page.get_by_role("list", name=name) for name in ("Under way and waiting", "History"))
         expect(waiting.get_by_role("listitem")).to_have_count(2)
